@@ -1,0 +1,5 @@
+"""The steadyread command."""
+
+from proxy.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Discovers the cluster and keeps the current view."""
