@@ -26,7 +26,7 @@ class AtIndex:
 
 @dataclass(frozen=True, slots=True)
 class AfterKeyword:
-    """The search begins after this word, sought from ``start`` on; if negative, counted and sought from the end."""
+    """The search begins after this word, sought from ``start`` on; a negative one counts from the end."""
 
     keyword: bytes  # upper case
     start: int

@@ -26,7 +26,7 @@ class KeysError(ValueError):
 def key_positions(command: Command, args: Sequence[bytes]) -> list[int]:
     """The positions of the keys in ``args``, by specification, each ascending.
 
-    A key named twice stands twice. Sharded channels are not keys: see ``routing_positions``. Raises KeysError.
+    A key named twice stands twice. Sharded channels are no keys: see ``routing_positions``. Raises KeysError.
     """
     if command.is_single_key_first:
         return [1]
@@ -47,8 +47,8 @@ def write_positions(command: Command, args: Sequence[bytes]) -> list[int]:
     """The positions of the keys whose stored bytes this call may change; a subset of ``key_positions``.
 
     A script or function may write all its keys. XREADGROUP does, whatever its specification says: it changes
-    the stream's groups. PFCOUNT is listed although it is a read that replicas answer, because it may store the
-    count it found. Raises KeysError.
+    the stream's groups. PFCOUNT is listed although it is a read that replicas answer, because it may store
+    the count it found. Raises KeysError.
     """
     if command.is_readonly and "module" in command.flags:
         return []  # a module that describes no keys gets RW for all
@@ -126,9 +126,8 @@ def _begin(spec: KeySpec, args: Sequence[bytes]) -> int | None:
         case AtIndex(index):
             return index
         case AfterKeyword(keyword, start):
-            # As the engines: the last argument can be no keyword, nor, from the end, can the first two.
-            seek = range(start, len(args) - 1) if start > 0 else range(len(args) + start, 1, -1)
-            return next((index + 1 for index in seek if args[index].upper() == keyword), None)
+            # Only MIGRATE's start is negative, and it does not come here. The last argument is no keyword.
+            return next((i + 1 for i in range(start, len(args) - 1) if args[i].upper() == keyword), None)
         case Unknown():
             return None
         case _:
@@ -148,14 +147,15 @@ def _first_part(command: Command, args: Sequence[bytes], begin: int, step: int, 
 
 
 def _key_number(command: Command, args: Sequence[bytes], index: int) -> int:
-    """The number of keys that ``args`` states at ``index``. Raises KeysError if it is none, or out of range."""
+    """The number of keys that ``args`` states at ``index``. Raises KeysError if it is none or too small."""
     text = args[index]
     name = command.name
     number = int(text) if INTEGER.fullmatch(text) else None
-    if name.startswith("EVAL") or name.startswith("FCALL"):
+    if name.startswith(("EVAL", "FCALL")):
         if number is None:
-            bad_number = "Bad number of keys provided" if name.startswith("FCALL") else _NOT_AN_INTEGER
-            raise KeysError(f"ERR {bad_number}")
+            raise KeysError(
+                "ERR Bad number of keys provided" if name.startswith("FCALL") else _NOT_AN_INTEGER
+            )
         if number < 0:
             raise KeysError("ERR Number of keys can't be negative")
     elif number is None or number < 1:
@@ -164,12 +164,12 @@ def _key_number(command: Command, args: Sequence[bytes], index: int) -> int:
         if name == "SINTERCARD" or name.endswith("MPOP"):
             raise KeysError("ERR numkeys should be greater than 0")
         if number is None:
-            raise KeysError(f"ERR {_NOT_AN_INTEGER}")
+            raise KeysError(_NOT_AN_INTEGER)
         raise KeysError(f"ERR at least 1 input key is needed for '{name.lower()}' command")
     return number
 
 
-_NOT_AN_INTEGER: Final = "value is not an integer or out of range"
+_NOT_AN_INTEGER: Final = "ERR value is not an integer or out of range"
 
 
 def _too_many_keys(command: Command) -> str:
