@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "config",
         help="check or show the settings",
-        description="Checks the settings, or shows each with its meaning and origin. Secrets are never shown.",
+        description="Checks the settings, or shows each with meaning and origin. Secrets are never shown.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

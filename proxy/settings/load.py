@@ -5,7 +5,7 @@ is checked, also one that a stronger source replaces, and all problems are repor
 
 The environment variable of an option is its path in capitals with two underscores between its parts:
 ``STEADYREAD_CLUSTER__SEEDS="10.0.0.1:7000,10.0.0.2:7000"``, ``STEADYREAD_LISTENERS__0__ADDRESS``. A list is
-written with commas. A list of addresses for ``listeners`` itself (``STEADYREAD_LISTENERS``) replaces them all.
+written with commas. A list of addresses for ``listeners`` itself (``STEADYREAD_LISTENERS``) replaces all.
 ``STEADYREAD_CONFIG`` names the file. What Kubernetes puts into the environment for a service that is called
 steadyread (``STEADYREAD_SERVICE_HOST``, ``STEADYREAD_PORT``, ...) is not a setting and is passed over.
 """
