@@ -87,7 +87,7 @@ class Command:
     is_movable: bool  # which arguments are keys depends on the arguments
     is_single_key_first: bool  # every call that arity_accepts has exactly one key, args[1]
     has_keys: bool  # some call of it names keys
-    has_channels: bool  # it is routed by sharded channels
+    has_channels: bool  # what is no key decides its slot: sharded channels, CLUSTERSCAN's cursor
     subcommands: Mapping[bytes, Command] = field(repr=False)  # upper case -> Command; empty when it has none
 
 
