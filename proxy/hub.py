@@ -31,7 +31,7 @@ HANGUP = select.EPOLLRDHUP
 EVENTS_PER_TURN_MAX = 1024  # bounds a turn, so that Trio's other tasks run between two
 TURNS_PER_WAKE_MAX = 8  # when sockets are ready again at once, go on without a trip through Trio's scheduler
 
-log = get_logger("hub")
+log = get_logger(__name__)
 
 
 class Flushable(Protocol):
@@ -153,5 +153,5 @@ class Hub:
 
     def _fault(self, item: Endpoint | Flushable, error: Exception) -> None:
         self.faults_total += 1
-        log.error("endpoint_fault", error=repr(error), endpoint=type(item).__name__, exc_info=error)
+        log.exception("endpoint_fault", error=error, endpoint=type(item).__name__)
         item.on_fault(error)

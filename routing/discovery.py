@@ -91,16 +91,17 @@ def _keep_newer(
 
 
 def _view(
-    lines: Mapping[str, NodeLine], owners: Sequence[str | None], reports: Sequence[Report], previous: TopologyView
+    lines: Mapping[str, NodeLine],
+    owners: Sequence[str | None],
+    reports: Sequence[Report],
+    previous: TopologyView,
 ) -> TopologyView:
     replicas: dict[str, list[Node]] = {}
     for line in lines.values():
         if line.node.role is Role.REPLICA and line.node.primary_id is not None:
             replicas.setdefault(line.node.primary_id, []).append(line.node)
     owning = {owner for owner in owners if owner is not None}
-    heads = [
-        line.node for line in lines.values() if line.node.role is Role.PRIMARY or line.node.id in owning
-    ]
+    heads = [line.node for line in lines.values() if line.node.role is Role.PRIMARY or line.node.id in owning]
     heads.sort(key=lambda node: node.id)
     shards = tuple(
         Shard(head, tuple(sorted(replicas.get(head.id, ()), key=lambda node: node.id))) for head in heads

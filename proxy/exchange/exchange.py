@@ -26,13 +26,22 @@ from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ConnectionLostError
-from routing.redirect import Ask, Moved, NoScript, Redirect, Wait, needs_attention, parse_redirect, wait_seconds
+from routing.redirect import (
+    Ask,
+    Moved,
+    NoScript,
+    Redirect,
+    Wait,
+    needs_attention,
+    parse_redirect,
+    wait_seconds,
+)
 from routing.topology import Address
 
 CANCELLED = error("ERR the client left before the command was done")
 HOPS_MAX = 4  # redirections that are followed at once; further ones wait in between
 
-log = get_logger("exchange")
+log = get_logger(__name__)
 
 
 class Exchange:
@@ -206,7 +215,7 @@ class Exchange:
                 reply = await work()
         except Exception as fault:
             reference = f"{random.getrandbits(32):08x}"
-            log.error("task_fault", reference=reference, error=repr(fault), exc_info=fault)
+            log.exception("task_fault", reference=reference, error=fault)
             reply = internal_fault(reference)
         deliver(reply)
 

@@ -30,7 +30,9 @@ def overtaken(command_name: str) -> bytes:
 
 def internal_fault(reference: str) -> bytes:
     """A bug of ours. ``reference`` finds the log entry."""
-    return error(f"ERR internal fault of the proxy, logged as {reference}; whether the command ran is unknown")
+    return error(
+        f"ERR internal fault of the proxy, logged as {reference}; whether the command ran is unknown"
+    )
 
 
 def ran_in_part(failure: bytes, ran: int, parts: int) -> bytes:

@@ -159,7 +159,9 @@ class OpenRequests(Requester):
                 slot.reply = reply
             else:
                 slot.raw = healed
-                self._retry(slot, Moved(slot.hash_slot, connection.address))  # the same node, the whole script
+                self._retry(
+                    slot, Moved(slot.hash_slot, connection.address)
+                )  # the same node, the whole script
         else:
             self._retry(slot, redirect)
         self.hub.touched(self)

@@ -248,7 +248,9 @@ class Watch:
         return replies[-1]
 
 
-async def watch(raw: bytes, hash_slot: int, exchange: Exchange, resp: int, held: Watch | None) -> Watch | bytes:
+async def watch(
+    raw: bytes, hash_slot: int, exchange: Exchange, resp: int, held: Watch | None
+) -> Watch | bytes:
     """Watch the keys of a WATCH frame, with those of ``held`` if there are any; an error reply if that fails."""
     deadline = trio.current_time() + exchange.deadline_seconds
     attempt = 0
@@ -261,7 +263,9 @@ async def watch(raw: bytes, hash_slot: int, exchange: Exchange, resp: int, held:
             target = None if primary is None else primary.address
         if target is not None:
             try:
-                connection = held.connection if held is not None else await exchange.private.acquire(target, resp)
+                connection = (
+                    held.connection if held is not None else await exchange.private.acquire(target, resp)
+                )
                 reply = await connection.request(raw, asking=asking)
             except (ConnectError, ConnectionLostError) as error:
                 reason = str(error)

@@ -145,7 +145,9 @@ def _decode(buffer: bytes, at: int) -> tuple[Any, int]:
         body = buffer[after : after + length]
         if len(body) < length:
             raise ReplyError("a reply ended early")
-        value: Any = body[4:] if kind == 61 else ServerError(body.decode(errors="replace")) if kind == 33 else body
+        value: Any = (
+            body[4:] if kind == 61 else ServerError(body.decode(errors="replace")) if kind == 33 else body
+        )
         return value, after + length + 2
     if kind in AGGREGATE:
         count = _number(line)

@@ -22,7 +22,9 @@ ARGUMENTS_MAX = 1024 * 1024  # Redis's limit on a multibulk count
 UNAUTHENTICATED_ARGUMENTS_MAX = 10  # as Redis, before AUTH
 UNAUTHENTICATED_BULK_BYTES_MAX = 16 * 1024
 PREFIX_BYTES_MAX = 64  # longer than any count, length and command name together
-PREFIXES_MAX = 8192  # spellings of command prefixes that are remembered; the names are bounded, their case is not
+PREFIXES_MAX = (
+    8192  # spellings of command prefixes that are remembered; the names are bounded, their case is not
+)
 
 LENGTHS: dict[bytes, int] = {b"%d" % n: n for n in range(4096)}  # canonical digits -> length
 
@@ -137,9 +139,7 @@ class RequestParser:
         """True while the frame at the front of the buffer is parsed in part: only ``parse`` may touch it."""
         return self._partial is not None
 
-    def parse(
-        self, buffer: bytes, at: int, *, authenticated: bool = True
-    ) -> tuple[list[bytes], int] | None:
+    def parse(self, buffer: bytes, at: int, *, authenticated: bool = True) -> tuple[list[bytes], int] | None:
         """The arguments of the request at ``at`` and the offset behind it, or None when it is incomplete.
 
         An empty request (a blank line, ``*0``) gives no arguments. After None, the next call must pass a

@@ -31,7 +31,7 @@ ANSWER_SECONDS = 0.5  # a node that does not answer by then counts as not answer
 BUSY_SECONDS = 0.1  # between rounds while slots move or a node is in trouble
 SOON_SECONDS = 0.01  # after a MOVED or a lost connection; also the least time between two rounds
 
-log = get_logger("topology")
+log = get_logger(__name__)
 
 Subscriber = Callable[[TopologyView, TopologyView], None]  # (old, new); called at once, must not block
 
@@ -117,7 +117,9 @@ class Topology:
                 self._wanted = trio.Event()
                 await self.refresh()
                 busy = self._troubled or bool(self.view.migrations)
-                with trio.move_on_after(min(BUSY_SECONDS, self._refresh_seconds) if busy else self._refresh_seconds):
+                with trio.move_on_after(
+                    min(BUSY_SECONDS, self._refresh_seconds) if busy else self._refresh_seconds
+                ):
                     await self._wanted.wait()
                 await trio.sleep(SOON_SECONDS)
         finally:

@@ -50,7 +50,9 @@ class NodeConnection(Endpoint):
         self.owed: deque[Slot] = deque()
         self.queued_total = 0  # slots ever queued up to the last watch; see overdue()
         self.answered_total = 0
-        self._backlog: deque[bytes] = deque()  # taken from out, not yet by the kernel; empty while all is well
+        self._backlog: deque[bytes] = (
+            deque()
+        )  # taken from out, not yet by the kernel; empty while all is well
         self._backlog_bytes = 0
         self._unsent_bytes_max = unsent_bytes_max
         self._unread: list[bytes] = []  # an incomplete frame, in the chunks it came in

@@ -20,7 +20,7 @@ RECONNECT_SECONDS_FIRST = 0.02
 RECONNECT_SECONDS_MAX = 1.0
 WATCH_SECONDS = 0.1  # the beat at which overdue requests are looked for
 
-log = get_logger("upstream")
+log = get_logger(__name__)
 
 Key = tuple[Address, int]  # a node and a RESP version
 
