@@ -78,7 +78,7 @@ class Phase:
             "reads": self.reads,
             "writes": self.writes,
             "faults": {kind.value: self.faults[kind] for kind in FaultKind},
-            "faults_of": {f"{label}: {kind.value}": n for (label, kind), n in sorted(self.faults_of.items())},
+            "faults_of": {f"{label}: {kind.value}": n for (label, kind), n in self.faults_of.most_common()},
             "latency_ms": percentiles(every),
             "latency_ms_of": {label: percentiles(sorted(of)) for label, of in sorted(self.latencies.items())},
             "own_delay_ms": percentiles(sorted(self.delays)),
