@@ -32,7 +32,7 @@ MOVED_SLOTS = (0, 1, 2, 3, 4, 5)  # the first primary's lowest, which is what th
 RESIDENT_SLOTS = (7000, 12000)  # one of each other primary, so that MGET and MSET cross nodes at all times
 BATCH_KEYS = 10  # as many as the cli moves at once
 HALF_MOVED_SECONDS = 0.5  # how long a slot rests split between two nodes
-QUIET_SECONDS = (2.0, 10.0)  # a quiet stretch is as long as the move before it, within these
+QUIET_SECONDS_MAX = 10.0
 STOP_SECONDS = 30.0
 
 
@@ -50,6 +50,8 @@ class CampaignError(Exception):
 class CampaignOptions:
     moves: tuple[MoveKind, ...] = tuple(MoveKind)
     seconds: float = 60.0  # of each kind of move, quiet stretches included; the last move back may exceed it
+    slots_moved: int = len(MOVED_SLOTS)  # at a time; fewer make a shorter round
+    quiet_seconds: float = 2.0  # at least; else a quiet stretch is as long as the move before it
     keys_per_slot: int = 1000
     clients: int = 50
     rate: float = 1500.0
@@ -89,7 +91,7 @@ async def run_campaign(engine: Engine, target: Target, options: CampaignOptions)
         target.serving(cluster) as address,
         LoadProcess.started(_load_options(address, options)) as load,
     ):
-        moved = {kind: await _alternate(cluster, load, kind, options.seconds) for kind in kinds}
+        moved = {kind: await _alternate(cluster, load, kind, options) for kind in kinds}
         return Outcome(str(engine), target.name, moved, await load.finish())
 
 
@@ -105,13 +107,14 @@ def _load_options(address: Address, options: CampaignOptions) -> LoadOptions:
     )
 
 
-async def _alternate(cluster: Cluster, load: LoadProcess, kind: MoveKind, seconds: float) -> int:
+async def _alternate(cluster: Cluster, load: LoadProcess, kind: MoveKind, options: CampaignOptions) -> int:
     """Quiet, there, quiet, back, until the time is over. Returns how many times a slot changed hands."""
     home, away = cluster.primaries[:2]
     began = trio.current_time()
-    quiet = QUIET_SECONDS[0]
+    slots = MOVED_SLOTS[: options.slots_moved]
+    quiet = options.quiet_seconds
     hand_overs = 0
-    while not hand_overs or trio.current_time() < began + seconds:
+    while not hand_overs or trio.current_time() < began + options.seconds:
         for source, target in ((home, away), (away, home)):
             await load.enter(f"{kind.value} quiet")
             await trio.sleep(quiet)
@@ -119,7 +122,7 @@ async def _alternate(cluster: Cluster, load: LoadProcess, kind: MoveKind, second
             move_began = trio.current_time()
             match kind:
                 case MoveKind.STEPWISE:
-                    for slot in MOVED_SLOTS:
+                    for slot in slots:
                         await move_slot_stepwise(
                             cluster,
                             slot,
@@ -128,13 +131,13 @@ async def _alternate(cluster: Cluster, load: LoadProcess, kind: MoveKind, second
                             half_moved_seconds=HALF_MOVED_SECONDS,
                         )
                 case MoveKind.CLI:
-                    moved = await move_slots_with_cli(cluster, source, target, len(MOVED_SLOTS))
-                    if moved != MOVED_SLOTS:
-                        raise CampaignError(f"the cli moved slots {moved}, not {MOVED_SLOTS}")
+                    moved = await move_slots_with_cli(cluster, source, target, len(slots))
+                    if moved != slots:
+                        raise CampaignError(f"the cli moved slots {moved}, not {slots}")
                 case MoveKind.ATOMIC:
-                    await move_slots_atomically(cluster, MOVED_SLOTS, target)
-            hand_overs += len(MOVED_SLOTS)
-            quiet = min(max(trio.current_time() - move_began, QUIET_SECONDS[0]), QUIET_SECONDS[1])
+                    await move_slots_atomically(cluster, slots, target)
+            hand_overs += len(slots)
+            quiet = min(max(trio.current_time() - move_began, options.quiet_seconds), QUIET_SECONDS_MAX)
     return hand_overs
 
 

@@ -11,7 +11,7 @@ from tests.live.campaign.keys import FaultKind
 
 COLUMNS = (
     "engine", "move", "slots moved", "reads", "writes", *[kind.value for kind in FaultKind],
-    "p50 quiet", "p50 moving", "p99 quiet", "p99 moving", "ratio", "max moving",
+    "p50 quiet", "p50 moving", "p99 quiet", "p99 moving", "ratio", "max moving", "load's delay p99",
 )  # fmt: skip
 
 
@@ -27,6 +27,8 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
             row |= {f"{rank} quiet": quiet["latency_ms"][rank], f"{rank} moving": moving["latency_ms"][rank]}
         row["ratio"] = round(row["p99 moving"] / row["p99 quiet"], 2)
         row["max moving"] = moving["latency_ms"]["max"]
+        # How late the load itself ran: where this is near a p99, the machine was too busy to tell.
+        row["load's delay p99"] = max(phase["own_delay_ms"]["p99"] for phase in (quiet, moving))
         rows.append(row)
     return rows
 

@@ -108,9 +108,8 @@ class Load:
         self.unsupported: dict[str, str] = {}  # label -> what the target said
         self.resp3 = True
         self.scans = 0
+        self.phase = Phase()  # before the first has a name; told nowhere
         self._phase_began = perf_counter()
-        self.phase = Phase()
-        self.phase_name = ""
         self._stopping = False
 
     # --- before the load ---
@@ -197,7 +196,7 @@ class Load:
     # --- the load ---
 
     async def run(self) -> None:
-        """Load until `finish`; each client ends after the request that it has under way."""
+        """Load until `finish`."""
         async with trio.open_nursery() as clients:
             for number in range(self.options.clients):
                 clients.start_soon(self._client, number)
@@ -207,14 +206,18 @@ class Load:
 
     def enter(self, name: str) -> None:
         """Requests sent from now on belong to the phase ``name``."""
-        now = perf_counter()
-        self.phase.seconds += now - self._phase_began
-        self._phase_began = now
+        self._leave()
         self.phase = self.phases.setdefault(name, Phase())
 
     def finish(self) -> None:
-        self.enter("end")
+        """Each client ends after the requests that it has under way."""
+        self._leave()
         self._stopping = True
+
+    def _leave(self) -> None:
+        now = perf_counter()
+        self.phase.seconds += now - self._phase_began
+        self._phase_began = now
 
     def result(self) -> dict[str, Any]:
         return {
@@ -224,7 +227,7 @@ class Load:
             "resp3": self.resp3,
             "scans": self.scans,
             "unsupported": self.unsupported,
-            "phases": {name: phase.summary() for name, phase in self.phases.items() if name},
+            "phases": {name: phase.summary() for name, phase in self.phases.items()},
             "examples": {kind.value: told for kind, told in self.examples.items()},
         }
 
@@ -236,8 +239,10 @@ class Load:
         due = trio.current_time() + rng.random() * pause
         connection: Connection | None = None
         try:
-            while not self._stopping:
+            while True:
                 await trio.sleep_until(due)
+                if self._stopping:
+                    return
                 if connection is None:
                     connection = await self._connected(resp3=self.resp3 and number % 2 == 1)
                 if connection is not None:
