@@ -51,7 +51,7 @@ class CampaignOptions:
     moves: tuple[MoveKind, ...] = tuple(MoveKind)
     seconds: float = 60.0  # of each kind of move, quiet stretches included; the last move back may exceed it
     slots_moved: int = len(MOVED_SLOTS)  # at a time; fewer make a shorter round
-    quiet_seconds: float = 2.0  # at least; else a quiet stretch is as long as the move before it
+    quiet_seconds: float = 0.5  # at least; else a quiet stretch is as long as the move before it
     keys_per_slot: int = 1000
     clients: int = 50
     rate: float = 1500.0
