@@ -29,6 +29,13 @@ from typing import Any, BinaryIO, NamedTuple
 TABLE = Path(__file__).resolve().parent.parent / "routing" / "command_table.py"
 START_SECONDS_MAX = 10.0
 ACCESS_ORDER = ("RO", "RW", "OW", "RM")  # leads the flags of a key specification
+RULE_FIELDS = {  # kind of rule -> the engines' names of its values, in the order of the table
+    "index": ("index",),
+    "keyword": ("keyword", "startfrom"),
+    "range": ("lastkey", "keystep", "limit"),
+    "keynum": ("keynumidx", "firstkey", "keystep"),
+    "unknown": (),
+}
 
 HEADER = '''\
 # fmt: off
@@ -181,21 +188,19 @@ def _pairs(flat: list[Any]) -> dict[str, Any]:
 
 def _spec(spec: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], str]:
     begin, find = _pairs(spec["begin_search"]), _pairs(spec["find_keys"])
-    given, sought = _pairs(begin["spec"]), _pairs(find["spec"])
     flags = {flag.decode() for flag in spec["flags"]}
-    return (
-        {
-            b"index": lambda: ("index", given["index"]),
-            b"keyword": lambda: ("keyword", given["keyword"].decode(), given["startfrom"]),
-            b"unknown": lambda: ("unknown",),
-        }[begin["type"]](),
-        {
-            b"range": lambda: ("range", sought["lastkey"], sought["keystep"], sought["limit"]),
-            b"keynum": lambda: ("keynum", sought["keynumidx"], sought["firstkey"], sought["keystep"]),
-            b"unknown": lambda: ("unknown",),
-        }[find["type"]](),
-        " ".join([access for access in ACCESS_ORDER if access in flags] + sorted(flags - {*ACCESS_ORDER})),
-    )
+    access = [each for each in ACCESS_ORDER if each in flags]
+    return _flat(begin), _flat(find), " ".join(access + sorted(flags - {*ACCESS_ORDER}))
+
+
+def _flat(rule: dict[str, Any]) -> tuple[Any, ...]:
+    """The kind of a begin_search or find_keys rule with its values in the order that HEADER gives."""
+    kind = rule["type"].decode()
+    values = _pairs(rule["spec"])
+    if set(values) != {*RULE_FIELDS[kind]}:
+        raise ValueError(f"the engine describes {kind!r} by {sorted(values)}; expected {RULE_FIELDS[kind]}")
+    ordered = [values[name] for name in RULE_FIELDS[kind]]
+    return (kind, *[value.decode() if isinstance(value, bytes) else value for value in ordered])
 
 
 def merged(versions: Sequence[Row]) -> tuple[Row, str]:

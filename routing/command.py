@@ -85,9 +85,9 @@ class Command:
     may_write: bool  # is_write, or a script or function that may write; not PFCOUNT, see keys.write_positions
     is_blocking: bool  # the engines' flag: some call of it may block; keys.blocks tells for a given call
     is_movable: bool  # which arguments are keys depends on the arguments
-    is_single_key_first: bool  # exactly one key in every call, and it is args[1]
+    is_single_key_first: bool  # every call that arity_accepts has exactly one key, args[1]
     has_keys: bool  # some call of it names keys
-    has_channels: bool  # it is routed by sharded channels
+    has_channels: bool  # what is no key decides its slot: sharded channels, CLUSTERSCAN's cursor
     subcommands: Mapping[bytes, Command] = field(repr=False)  # upper case -> Command; empty when it has none
 
 
@@ -167,9 +167,6 @@ def _find(row: tuple[Any, ...]) -> KeyRange | KeyNumber | Unknown:
     raise AssertionError(f"the command table has a find_keys of an unknown kind: {row}")
 
 
-_FIRST_ARGUMENT: Final = (AtIndex(1), KeyRange(0, 1, 0))
-
-
 def _command(row: tuple[Any, ...], subcommands: Mapping[bytes, Command]) -> Command:
     name, arity, flag_words, key_triple, spec_rows, engines = row
     flags = frozenset(flag_words.split())
@@ -187,13 +184,18 @@ def _command(row: tuple[Any, ...], subcommands: Mapping[bytes, Command]) -> Comm
         may_write="write" in flags or ("readonly" not in flags and any(spec.is_written for spec in keys)),
         is_blocking="blocking" in flags,
         is_movable=any(type(s.begin) is not AtIndex or type(s.find) is not KeyRange for s in keys),
-        is_single_key_first=len(specs) == 1
-        and bool(keys)
-        and (keys[0].begin, keys[0].find) == _FIRST_ARGUMENT,
+        is_single_key_first=_is_single_key_first(arity, specs),
         has_keys=bool(keys),
         has_channels=len(keys) < len(specs),
         subcommands=subcommands,
     )
+
+
+def _is_single_key_first(arity: int, specs: tuple[KeySpec, ...]) -> bool:
+    """Not of the modules' commands with arity -1, which may be called with no argument at all."""
+    if len(specs) != 1 or not specs[0].is_key or abs(arity) < 2:
+        return False
+    return specs[0].begin == AtIndex(1) and specs[0].find == KeyRange(last=0, step=1, limit=0)
 
 
 _SPECS: Final[dict[tuple[Any, ...], KeySpec]] = {}  # row -> spec: equal ones are one object

@@ -28,9 +28,7 @@ def key_positions(command: Command, args: Sequence[bytes]) -> list[int]:
 
     A key named twice stands twice. Sharded channels are no keys: see ``routing_positions``. Raises KeysError.
     """
-    if command.is_single_key_first:
-        return [1]
-    return [position for spec, positions in _located(command, args) if spec.is_key for position in positions]
+    return routing_positions(command, args) if command.has_keys else []
 
 
 def routing_positions(command: Command, args: Sequence[bytes]) -> list[int]:
@@ -40,7 +38,14 @@ def routing_positions(command: Command, args: Sequence[bytes]) -> list[int]:
     """
     if command.is_single_key_first:
         return [1]
-    return [position for _, positions in _located(command, args) for position in positions]
+    if command.is_movable:
+        return [position for _, positions in _located(command, args) for position in positions]
+    # What is not movable has the same positions by the legacy triple, which is faster; test_keys.py holds it.
+    first, last, step = command.key_triple
+    if first == 0:
+        return []
+    count = len(args)
+    return list(range(first, min(last if last >= 0 else count + last, count - 1) + 1, step))
 
 
 def write_positions(command: Command, args: Sequence[bytes]) -> list[int]:
@@ -52,16 +57,13 @@ def write_positions(command: Command, args: Sequence[bytes]) -> list[int]:
     """
     if command.is_readonly and "module" in command.flags:
         return []  # a module that describes no keys gets RW for all
-    written: list[int] = []
-    unwritten: list[int] = []
-    for spec, positions in _located(command, args):
-        if spec.is_key:
-            (written if spec.is_written else unwritten).extend(positions)
+    if command.name == "XREADGROUP":
+        return key_positions(command, args)
     if command.name == "BITFIELD" and not any(arg.upper() in (b"SET", b"INCRBY") for arg in args[2:]):
         return []
-    if command.name == "XREADGROUP":
-        return unwritten
-    return written
+    return [
+        position for spec, positions in _located(command, args) if spec.is_written for position in positions
+    ]
 
 
 def blocks(command: Command, args: Sequence[bytes]) -> bool:
@@ -101,19 +103,19 @@ def _located_by_specs(command: Command, args: Sequence[bytes]) -> Located:
                 raise KeysError("ERR syntax error")
             continue
         match spec.find:
-            case KeyRange(last, step, limit):
-                if limit > 1:
-                    yield spec, _first_part(command, args, begin, step, limit)
+            case KeyRange() as find:
+                if find.limit > 1:
+                    yield spec, _first_part(command, args, begin, find)
                 else:
-                    end = (begin if last >= 0 else len(args)) + last
-                    yield spec, range(begin, min(end + 1, len(args)), step)
-            case KeyNumber(number_index, first, step):
-                number = _key_number(command, args, begin + number_index)
-                start = begin + first
-                end = start + (number - 1) * step
+                    end = (begin if find.last >= 0 else len(args)) + find.last
+                    yield spec, range(begin, min(end + 1, len(args)), find.step)
+            case KeyNumber() as find:
+                number = _key_number(command, args, begin + find.number_index)
+                start = begin + find.first
+                end = start + (number - 1) * find.step
                 if end >= len(args):
                     raise KeysError(_too_many_keys(command))
-                yield spec, range(start, end + 1, step)
+                yield spec, range(start, end + 1, find.step)
             case Unknown():
                 continue  # SORT_RO: patterns, whose keys only the server knows
             case _:
@@ -123,27 +125,30 @@ def _located_by_specs(command: Command, args: Sequence[bytes]) -> Located:
 def _begin(spec: KeySpec, args: Sequence[bytes]) -> int | None:
     """Where the search for keys begins, or None if the keyword is not there or nothing follows it."""
     match spec.begin:
-        case AtIndex(index):
-            return index
-        case AfterKeyword(keyword, start):
+        case AtIndex() as begin:
+            return begin.index
+        case AfterKeyword() as begin:
             # Only MIGRATE's start is negative, and it does not come here. The last argument is no keyword.
-            return next((i + 1 for i in range(start, len(args) - 1) if args[i].upper() == keyword), None)
+            for index in range(begin.start, len(args) - 1):
+                if args[index].upper() == begin.keyword:
+                    return index + 1
+            return None
         case Unknown():
             return None
         case _:
             assert_never(spec.begin)
 
 
-def _first_part(command: Command, args: Sequence[bytes], begin: int, step: int, limit: int) -> range:
-    """The first of ``limit`` equal parts of what stands from ``begin`` on."""
-    count, rest = divmod(len(args) - begin, limit)
+def _first_part(command: Command, args: Sequence[bytes], begin: int, find: KeyRange) -> range:
+    """The first of ``find.limit`` equal parts of what stands from ``begin`` on."""
+    count, rest = divmod(len(args) - begin, find.limit)
     if rest:
         identifier = "'>'" if command.name == "XREADGROUP" else "'$'"
         raise KeysError(
             f"ERR Unbalanced '{command.name.lower()}' list of streams: "
             f"for each stream key an ID or {identifier} must be specified."
         )
-    return range(begin, begin + count, step)
+    return range(begin, begin + count, find.step)
 
 
 def _key_number(command: Command, args: Sequence[bytes], index: int) -> int:

@@ -92,9 +92,7 @@ def test_arity(line: str, counts: set[int]) -> None:
     assert {n for n in range(10) if arity_accepts(command(line), n)} == counts
 
 
-@pytest.mark.parametrize(
-    "name", ["GET", "SET", "HGET", "LPUSH", "BITFIELD", "XADD", "ZADD", "GETEX", "INCR", "EXPIRE"]
-)
+@pytest.mark.parametrize("name", ["GET", "SET", "HGET", "LPUSH", "BITFIELD", "XADD", "ZADD", "GETEX", "INCR"])
 def test_one_key_and_it_is_the_first_argument(name: str) -> None:
     assert command(name).is_single_key_first
 
@@ -115,7 +113,7 @@ def test_one_key_and_it_is_the_first_argument(name: str) -> None:
             "MIGRATE",
         ),
         *("OBJECT ENCODING", "MEMORY USAGE", "XREAD", "SSUBSCRIBE", "SPUBLISH", "PING", "RENAME", "PFMERGE"),
-        *("BITOP", "COPY", "LMOVE", "ZRANGESTORE", "BLPOP", "CLUSTERSCAN"),
+        *("BITOP", "COPY", "LMOVE", "ZRANGESTORE", "BLPOP", "CLUSTERSCAN", "VADD"),
     ],
 )
 def test_more_or_other_keys_than_the_first_argument(name: str) -> None:
@@ -134,6 +132,7 @@ def test_single_key_first_agrees_with_the_legacy_triple() -> None:
         if each.is_single_key_first:
             assert each.key_triple == (1, 1, 1)
             assert not each.is_movable
+            assert not arity_accepts(each, 1)
 
 
 @pytest.mark.parametrize(

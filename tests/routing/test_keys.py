@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from routing.command import AfterKeyword, Command, arity_accepts, lookup
 from routing.command_table import ROWS
-from routing.keys import KeysError, blocks, key_positions, routing_positions, write_positions
+from routing.keys import (
+    KeysError,
+    _located_by_specs,
+    blocks,
+    key_positions,
+    routing_positions,
+    write_positions,
+)
 
 
 def parse(line: str) -> tuple[Command, list[bytes]]:
@@ -183,6 +190,23 @@ def test_positions_of_any_call_are_arguments(row: tuple[str, ...], rest: list[by
         return
     assert all(1 <= position < len(args) for position in keys)
     assert set(write_positions(command, args)) <= set(keys) <= set(routing_positions(command, args))
+
+
+def test_the_legacy_triple_agrees_with_the_specifications() -> None:
+    """What allows the fast way for commands whose keys do not depend on the arguments."""
+    compared = 0
+    for row in ROWS:
+        name = row[0].encode().split(b"|")
+        command = lookup(name)
+        assert command is not None
+        for count in range(abs(command.arity), abs(command.arity) + 6):
+            if command.is_movable or command.subcommands or not arity_accepts(command, count):
+                continue
+            args = [*name, *[b"x"] * (count - len(name))]
+            by_specs = [i for _, positions in _located_by_specs(command, args) for i in positions]
+            assert routing_positions(command, args) == by_specs, (command.name, count)
+            compared += 1
+    assert compared > 1000
 
 
 def test_only_migrate_seeks_its_keyword_from_the_end() -> None:
