@@ -362,14 +362,15 @@ class TestClient:
 
     def test_reply_modes(self, client: PlainConnection) -> None:
         """SKIP and OFF get no reply; SKIP while OFF changes nothing."""
-        assert ask(client, "CLIENT REPLY SKIP") == b""
-        assert client.reply_mode is ReplyMode.SKIP_NEXT
-        assert ask(client, "CLIENT REPLY OFF") == b""
-        assert client.reply_mode is ReplyMode.OFF
-        assert ask(client, "CLIENT REPLY SKIP") == b""
-        assert client.reply_mode is ReplyMode.OFF
-        assert ask(client, "CLIENT REPLY ON") == b"+OK\r\n"
-        assert client.reply_mode is ReplyMode.ON
+        steps = [
+            ("SKIP", b"", ReplyMode.SKIP_NEXT),
+            ("OFF", b"", ReplyMode.OFF),
+            ("SKIP", b"", ReplyMode.OFF),
+            ("ON", b"+OK\r\n", ReplyMode.ON),
+        ]
+        for word, reply, mode in steps:
+            assert ask(client, f"CLIENT REPLY {word}") == reply
+            assert client.reply_mode is mode
 
     def test_unblock_ends_a_blocking_command(self, server: PlainServer) -> None:
         asker = server.connect()
