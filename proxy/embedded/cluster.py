@@ -73,7 +73,7 @@ class Cluster:
     directory: Path
     nodes: tuple[Node, ...]
     extra: tuple[str, ...] = ()  # further words of each server's command line
-    _guard: Guard | None = field(default=None, repr=False)
+    guard: Guard | None = field(default=None, repr=False)
 
     @property
     def primaries(self) -> tuple[Node, ...]:
@@ -151,7 +151,7 @@ class Cluster:
         await self.wait_same_map()
         with _deadline("the cluster does not serve") as say:
             for node in self._running_nodes():
-                while missing := await _missing_to_serve(node):
+                while missing := await missing_to_serve(node):
                     say(f"{node}: {missing}")
                     await trio.sleep(_POLL_SECONDS)
 
@@ -159,21 +159,21 @@ class Cluster:
         return [await self.map_at(node) for node in self._running_nodes()]
 
     def _running_nodes(self) -> tuple[Node, ...]:
-        if self._guard is None:
+        if self.guard is None:
             return self.nodes  # detached: all are expected to run
         return tuple(node for node in self.nodes if node.process is not None and not node.is_frozen)
 
     def _spawn(self, node: Node) -> None:
         """No await until the guard knows the process."""
-        if self._guard is None:
+        if self.guard is None:
             raise ClusterError("a detached cluster's nodes are started together")
         command = [*self.engine.server, "node.conf", *self.extra]
-        node.process = self._guard.spawn(command, node.directory, node.log)
+        node.process = self.guard.spawn(command, node.directory, node.log)
 
     def _forget(self, node: Node) -> None:
-        assert self._guard is not None
+        assert self.guard is not None
         assert node.process is not None
-        self._guard.forget(node.process)
+        self.guard.forget(node.process)
         node.process = None
         node.is_frozen = False
 
@@ -211,7 +211,7 @@ async def running_cluster(
     guard = Guard(remove=where if directory is None else None)
     try:
         cluster = lay_out(engine, ports, primaries, where, node_timeout_ms, extra)
-        cluster._guard = guard
+        cluster.guard = guard
         try:
             for node in cluster.nodes:
                 cluster._spawn(node)
@@ -338,10 +338,10 @@ async def _replicate(cluster: Cluster, replica: Node) -> None:
 
 async def wait_answering(node: Node) -> None:
     """Return once the node answers PING. Raises ClusterError with the end of its log when it ended."""
-    with _deadline(f"{node} does not answer") as say:
+    with _deadline(f"{node} does not answer, see {node.log},") as say:
         while True:
             if node.process is not None and node.process.poll() is not None:
-                raise ClusterError(f"{node}: the server ended at its start: {log_end(node)}")
+                raise ClusterError(f"{node}: the server ended at its start: {log_end(node.log)}")
             try:
                 async with connected(node.address) as connection:
                     await connection.call("PING")
@@ -352,14 +352,14 @@ async def wait_answering(node: Node) -> None:
                 return
 
 
-def log_end(node: Node) -> str:
-    """The last lines of the node's log, for an error message."""
-    if not node.log.exists():
+def log_end(log: Path) -> str:
+    """The last lines of a log, for an error message."""
+    if not log.exists():
         return "it wrote no log"
-    return " / ".join(node.log.read_text(errors="replace").strip().splitlines()[-3:])
+    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
 
 
-async def _missing_to_serve(node: Node) -> str:
+async def missing_to_serve(node: Node) -> str:
     """What keeps the node from serving; empty when nothing does."""
     async with connected(node.address) as connection:
         state = _fields(await connection.call("CLUSTER", "INFO"))
