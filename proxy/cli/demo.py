@@ -33,7 +33,14 @@ from proxy.embedded.engine import EngineNotFound, find_engine
 from proxy.embedded.follower import FollowingClient
 from proxy.embedded.guard import Guard, signal_group
 from proxy.embedded.moves import MoveError, move_slot_stepwise
-from proxy.embedded.traffic import Client, SingleServerClient, Tally, Traffic, tags_in_slots_of
+from proxy.embedded.traffic import (
+    Client,
+    SingleServerClient,
+    Tally,
+    Traffic,
+    tags_in_slots_of,
+    write_first_values,
+)
 from routing.slot import slot_of
 from routing.topology import Address
 
@@ -114,8 +121,7 @@ async def _prepare(cluster: Cluster) -> tuple[Traffic, Traffic]:
     owners = [map_.owned_by(node.id) for node in cluster.primaries]
     tags = list(tags_in_slots_of(owners, SLOTS_PER_PRIMARY))
     sides = Traffic("plain", tags, KEYS_PER_SLOT), Traffic("steady", tags, KEYS_PER_SLOT)
-    for side in sides:
-        await side.prepare(cluster)
+    await write_first_values(cluster, sides)
     return sides
 
 

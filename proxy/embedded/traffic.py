@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol
 
 import trio
@@ -113,27 +113,10 @@ class Traffic:
     def __init__(self, name: str, tags: Sequence[bytes], keys_per_slot: int) -> None:
         """``tags`` are hash tags, one for each slot; ``name`` keeps the sides' keys apart within a slot."""
         self.tally = Tally()
-        self.keys = [b"{%b}:%b:%d" % (tag, name.encode(), n) for n in range(keys_per_slot) for tag in tags]
+        # The name stands last: engines that hand a slot's keys out in their order mix the sides then too.
+        self.keys = [b"{%b}:%d:%b" % (tag, n, name.encode()) for n in range(keys_per_slot) for tag in tags]
         self._acknowledged = dict.fromkeys(self.keys, 0)  # key -> highest version whose write was answered
         self._sent = dict.fromkeys(self.keys, 0)  # key -> highest version ever sent
-
-    async def prepare(self, cluster: Cluster) -> None:
-        """Write version 0 of every key at its owner and wait until the owners' replicas have it.
-
-        Raises ClusterError, ServerError, ConnectionLost.
-        """
-        owners: dict[Address, list[bytes]] = {}
-        map_ = await cluster.map_at(cluster.nodes[0])
-        for key in self.keys:
-            owners.setdefault(map_.owner_of(slot_of(key)).address, []).append(key)
-        for address, keys in owners.items():
-            replicas = sum(1 for line in map_.lines if line.primary_id == cluster.node_at(address).id)
-            async with cluster.connection(address) as connection:
-                for reply in await connection.call_all([("SET", key, value_of(key, 0)) for key in keys]):
-                    if isinstance(reply, ServerError):
-                        raise reply
-                if await connection.call("WAIT", replicas, _WAIT_REPLICAS_MS) < replicas:
-                    raise ClusterError(f"the replicas of {address} did not get the first values")
 
     async def read_on(self, client: Client, choice: random.Random, pause_seconds: float) -> None:
         """Read keys at random until cancelled."""
@@ -183,6 +166,26 @@ class Traffic:
         elif int(version) < floor:
             words = f"GET {key.decode()}: version {int(version)}, but {floor} was acknowledged before"
             self.tally.fault("stale_values", words)
+
+
+async def write_first_values(cluster: Cluster, sides: Sequence[Traffic]) -> None:
+    """Write version 0 of every key at its owner and wait until the owners' replicas have it.
+
+    The sides' keys are written by turns, because some engines hand out a slot's keys in the order of their
+    writing, and half of a slot should be half of each side. Raises ClusterError, ServerError, ConnectionLost.
+    """
+    map_ = await cluster.map_at(cluster.nodes[0])
+    owned: dict[Address, list[bytes]] = {}
+    for key in chain.from_iterable(zip(*[side.keys for side in sides], strict=True)):
+        owned.setdefault(map_.owner_of(slot_of(key)).address, []).append(key)
+    for address, keys in owned.items():
+        replicas = sum(1 for line in map_.lines if line.primary_id == cluster.node_at(address).id)
+        async with cluster.connection(address) as connection:
+            for reply in await connection.call_all([("SET", key, value_of(key, 0)) for key in keys]):
+                if isinstance(reply, ServerError):
+                    raise reply
+            if await connection.call("WAIT", replicas, _WAIT_REPLICAS_MS) < replicas:
+                raise ClusterError(f"the replicas of {address} did not get the first values")
 
 
 class _Failed:
