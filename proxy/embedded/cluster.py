@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +154,26 @@ class Cluster:
                 while missing := await missing_to_serve(node):
                     say(f"{node}: {missing}")
                     await trio.sleep(_POLL_SECONDS)
+
+    async def wait_replicas_listed(self, primaries: Iterable[Address]) -> None:
+        """Return once the first node's CLUSTER SLOTS lists every replica of these primaries.
+
+        From Redis 7.0 on a replica is left out until gossip tells of an offset above 0, so its shard must
+        have been written to; until then clients that learn of replicas there read at primaries.
+        Raises ClusterError after 60 s.
+        """
+        with _deadline("CLUSTER SLOTS lists not every replica") as say:
+            for primary in primaries:
+                wanted = sum(node.primary is self.node_at(primary) for node in self.nodes)
+                while (listed := await self._replicas_listed(primary)) < wanted:
+                    say(f"{listed} of {wanted} of {primary}")
+                    await trio.sleep(_POLL_SECONDS)
+
+    async def _replicas_listed(self, primary: Address) -> int:
+        for _, _, first, *replicas in await self.call(self.nodes[0], "CLUSTER", "SLOTS"):
+            if (first[0].decode(), first[1]) == primary:
+                return len(replicas)
+        return 0
 
     async def _maps(self) -> list[NodeMap]:
         return [await self.map_at(node) for node in self._running_nodes()]

@@ -169,7 +169,8 @@ class Traffic:
 
 
 async def write_first_values(cluster: Cluster, sides: Sequence[Traffic]) -> None:
-    """Write version 0 of every key at its owner and wait until the owners' replicas have it.
+    """Write version 0 of every key at its owner and wait until the owners' replicas have it
+    and are listed for clients.
 
     The sides' keys are written by turns, because some engines hand out a slot's keys in the order of their
     writing, and half of a slot should be half of each side. Raises ClusterError, ServerError, ConnectionLost.
@@ -186,6 +187,7 @@ async def write_first_values(cluster: Cluster, sides: Sequence[Traffic]) -> None
                     raise reply
             if await connection.call("WAIT", replicas, _WAIT_REPLICAS_MS) < replicas:
                 raise ClusterError(f"the replicas of {address} did not get the first values")
+    await cluster.wait_replicas_listed(owned)
 
 
 class _Failed:
