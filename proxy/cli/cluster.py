@@ -7,19 +7,21 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from proxy.cli.main import DONE, FAILED
 from proxy.embedded.cluster import Cluster, ClusterError
 from proxy.embedded.detached import NodeState, find_detached, node_state, start_detached, stop_detached
 from proxy.embedded.engine import EngineNotFound, find_engine
 from routing.topology import Role
 
-DONE, FAILED = 0, 1
+if TYPE_CHECKING:
+    from proxy.cli.main import Subparsers
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add ``cluster`` to the command line."""
     parser = subparsers.add_parser(
         "cluster",

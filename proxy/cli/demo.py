@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from rich.console import Console
@@ -27,6 +27,7 @@ from rich.live import Live
 from rich.table import Table
 
 import proxy
+from proxy.cli.main import DONE, FAILED
 from proxy.embedded.cluster import HOST, Cluster, ClusterError, Node, choose_ports, log_end, running_cluster
 from proxy.embedded.connection import ConnectionLost, ServerError, connected
 from proxy.embedded.engine import EngineNotFound, find_engine
@@ -44,7 +45,8 @@ from proxy.embedded.traffic import (
 from routing.slot import slot_of
 from routing.topology import Address
 
-DONE, FAILED = 0, 1
+if TYPE_CHECKING:
+    from proxy.cli.main import Subparsers
 
 SLOTS_PER_PRIMARY = 2
 KEYS_PER_SLOT = 300  # of each side
@@ -61,7 +63,7 @@ _REDRAW_SECONDS = 0.25
 PLAIN, STEADY = "plain client, reads at replicas", "Steadyread"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add ``demo`` to the command line."""
     parser = subparsers.add_parser(
         "demo",
@@ -89,9 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
         trio.run(_demo, show, arguments.engine)
     except* (ClusterError, EngineNotFound, MoveError, ServerError, ConnectionLost, OSError) as faults:
         print(f"steadyread demo: {_first(faults)}", file=sys.stderr)
-        failed = True
-    except* KeyboardInterrupt:
-        print("steadyread demo: interrupted", file=sys.stderr)
         failed = True
     if failed:
         return FAILED
