@@ -137,14 +137,14 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
         replicas = "\n".join(_shown_node(replica) for replica in shard["replicas"]) or "none"
         table.add_row(str(index), slots, Text(_shown_node(shard["primary"])), Text(replicas))
     shown: list[RenderableType] = [table]
-    for migration in facts["migrations"]:
-        shown.append(
-            Text(
-                f"migration ({migration['kind']}): {migration['slot_count']} slots "
-                f"({_shown_ranges(migration['slot_ranges'])}) "
-                f"from {names.of(migration['source_id'])} to {names.of(migration['target_id'])}"
-            )
+    shown.extend(
+        Text(
+            f"migration ({migration['kind']}): {migration['slot_count']} slots "
+            f"({_shown_ranges(migration['slot_ranges'])}) "
+            f"from {names.of(migration['source_id'])} to {names.of(migration['target_id'])}"
         )
+        for migration in facts["migrations"]
+    )
     if not facts["migrations"]:
         shown.append(Text("no slot is migrating"))
     if facts["unowned_count"]:
