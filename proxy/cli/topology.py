@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from proxy.cli.main import Subparsers
 
 ANSWER_TIMEOUT_SECONDS = 10.0
-ANSWER_BYTES_MAX = 16 * 1024 * 1024
 RANGES_SHOWN_MAX = 8  # of one shard, in the table
 
 EXAMPLES = """\
@@ -83,16 +82,20 @@ def ask(address: Address, path: str, *, token: str) -> dict[str, Any]:
     connection = http.client.HTTPConnection(address.host, address.port, timeout=ANSWER_TIMEOUT_SECONDS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        body = response.read(ANSWER_BYTES_MAX)
-    except TimeoutError:
-        raise AskError(f"{address} did not answer within {ANSWER_TIMEOUT_SECONDS:g} seconds") from None
+        connection.connect()
     except OSError as error:
         raise AskError(
             f"no proxy answers at {address}: {error.strerror or error}. "
             "Is one running? --admin HOST:PORT names another admin port"
         ) from error
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+    except TimeoutError:
+        raise AskError(f"{address} did not answer within {ANSWER_TIMEOUT_SECONDS:g} seconds") from None
+    except (OSError, http.client.IncompleteRead) as error:
+        raise AskError(f"what listens at {address} broke the connection before it had answered") from error
     except http.client.HTTPException as error:
         raise AskError(f"what listens at {address} is no admin port: it does not speak HTTP") from error
     finally:
