@@ -2,9 +2,9 @@
 
     python -m tests.bench.compare BEFORE_DIRECTORY AFTER_DIRECTORY [--rounds 5] [--requests 100000]
 
-Both proxies stand in front of the same cluster during the whole run. Each round measures each cell on both, the
-one that goes first changing from round to round; ratios are taken within a round. Below 1 means that AFTER is
-cheaper. Two runs of one checkout against itself show how large a ratio is noise on this machine.
+Both proxies stand in front of the same cluster during the whole run. Each round measures each cell on both,
+the one that goes first changing from round to round; ratios are taken within a round. Below 1 means that
+AFTER is cheaper. Two runs of one checkout against itself show how large a ratio is noise on this machine.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace, console: Console) -> Pairs:
 
 def _show(pairs: Pairs, console: Console) -> None:
     table = Table(title="proxy's CPU microseconds per request, medians over the rounds")
-    table.add_column("load")
-    for heading in ("before", "after", "after/before", "of each round", "before req/s", "after req/s"):
+    table.add_column("load", no_wrap=True)
+    for heading in ("before", "after", "ratio", "of each round", "req/s", "req/s"):
         table.add_column(heading, justify="right")
     for cell, (before, after) in pairs.items():
         rounds = " ".join(f"{median_ratio([a], [b]):.2f}" for a, b in zip(after, before, strict=True))

@@ -2,8 +2,8 @@
 
     python -m tests.bench.idle [--connections 10000] [--json FILE]
 
-Each connection sends one PING, reads the reply and then stays silent, as a service's pool of connections does.
-Counted is the proxy's resident memory (VmRSS); the kernel's own memory for the sockets is not in it.
+Each connection sends one PING, reads the reply and then stays silent, as a service's pool of connections
+does. Counted is the proxy's resident memory (VmRSS); the kernel's own memory for the sockets is not in it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def main() -> int:
         return 1
     cost = facts["after_bytes"] - facts["before_bytes"]
     print(
-        f"{facts['connections']} idle connections: {cost / 1e6:.1f} MB, {cost / facts['connections']:.0f} bytes "
-        f"each ({facts['before_bytes'] / 1e6:.1f} MB before, {facts['after_bytes'] / 1e6:.1f} MB after)"
+        f"{facts['connections']} idle connections: {cost / 1e6:.1f} MB, "
+        f"{cost / facts['connections']:.0f} bytes each "
+        f"({facts['before_bytes'] / 1e6:.1f} MB before, {facts['after_bytes'] / 1e6:.1f} MB after)"
     )
     if options.json:
         options.json.write_text(json.dumps(facts, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """The processes that a benchmark measures: servers, a cluster, and the proxies in front of them.
 
 A Testbed owns every process that it starts. All listen on loopback, on ports that the system chose; their
-files and logs lie in one temporary directory that goes when the testbed closes. If the benchmark fails, the end
-of each log is shown first. A target is handed out once it answers GETs of prefilled keys, so that what is
+files and logs lie in one temporary directory that goes when the testbed closes. If the benchmark fails, the
+end of each log is shown first. A target is handed out once it answers GETs of prefilled keys, so that what is
 measured later is known to be the work that was meant.
 """
 
