@@ -7,10 +7,11 @@
 # The proxy connects to the addresses that the nodes announce (CLUSTER SHARDS), so the container must reach those:
 # on the host's network as above, or on the network that the nodes are on, with the ports published:
 #
-#   docker run --rm --network cluster-net -p 7379:7379 -e STEADYREAD_ADMIN_TOKEN=... steadyread \
+#   docker run --rm --network cluster-net -p 7379:7379 -e STEADYREAD_ADMIN__TOKEN=... steadyread \
 #       serve --seed node-1:6379 --listen 0.0.0.0:7379 --admin 0.0.0.0:7380
 #
-# The admin port answers beyond loopback only with a token; the health check asks it from inside, on loopback.
+# The admin port listens beyond loopback only with a token; /healthz, which the health check asks from inside,
+# needs none.
 # Options stand in `docker run --rm steadyread serve --help`; a settings file can be mounted and named by --config.
 #
 # For builds that must not change with time, name the base image by what it holds, not by its tag alone:
