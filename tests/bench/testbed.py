@@ -143,7 +143,8 @@ class Testbed:
             name,
             [
                 *(program("redis-server"), "--port", str(port), "--bind", "127.0.0.1"),
-                *("--dir", str(directory), "--save", "", "--appendonly", "no", *options),
+                *("--dir", str(directory), "--save", "", "--appendonly", "no"),
+                *("--loglevel", "warning", *options),
             ],
         )
         wait_until(lambda: ask(port, "PING") == b"+PONG\r\n", f"{name} to answer", process)
