@@ -1,0 +1,109 @@
+"""What the admin port answers now: health, readiness, metrics and the topology view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from proxy.admin.http import ProblemError, Request, Response, Route
+from routing.topology import UNOWNED, Migration, Node, Role, TopologyView, ranges
+
+
+@dataclass(frozen=True, slots=True)
+class AdminState:
+    """What the admin port may know of the proxy: questions that are answered at once and change nothing."""
+
+    view: Callable[[], TopologyView]
+    view_seen_at: Callable[
+        [], float | None
+    ]  # Unix seconds when the cluster last confirmed the view; None: never
+    readiness: Callable[[], list[str]]  # why clients should not be sent here; empty means ready
+    warnings: Callable[[], list[str]]  # what an operator should look at while the proxy serves on
+    registry: CollectorRegistry
+
+
+def routes(state: AdminState) -> list[Route]:
+    """The table that AdminServer takes."""
+
+    async def healthz(request: Request) -> Response:
+        """200 while the process works at all: what it cannot do now is a warning, and a reason in /readyz."""
+        warnings = state.warnings()
+        return Response.of_json({"status": "warning" if warnings else "ok", "warnings": warnings})
+
+    async def readyz(request: Request) -> Response:
+        reasons = state.readiness()
+        if reasons:
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons), more={"reasons": reasons})
+        return Response.of_json({"status": "ready", "reasons": []})
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(HTTPStatus.OK, encode(state.registry), content_type)
+
+    async def topology(request: Request) -> Response:
+        request.refuse_query()
+        view = state.view()
+        if view.revision == 0:
+            raise ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the cluster has not been seen yet; /readyz says why",
+                headers=[("Retry-After", "1")],
+            )
+        return Response.of_json(facts_of_view(view, state.view_seen_at()))
+
+    return [
+        Route("/healthz", {"GET": healthz}, is_open=True),
+        Route("/readyz", {"GET": readyz}),
+        Route("/metrics", {"GET": metrics}),
+        Route("/v1/topology", {"GET": topology}),
+    ]
+
+
+def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object]:
+    """A view for JSON. Slot ranges are inclusive [first, last] pairs."""
+    unowned = (slot for slot, owner in enumerate(view.shard_of_slot) if owner == UNOWNED)
+    return {
+        "epoch": view.epoch,
+        "revision": view.revision,
+        "seen_at": None if seen_at is None else datetime.fromtimestamp(seen_at, UTC).isoformat(),
+        "shards": [
+            {
+                "primary": _facts_of_node(shard.primary),
+                "replicas": [_facts_of_node(replica) for replica in shard.replicas],
+                "slot_ranges": [list(pair) for pair in view.slot_ranges_of(index)],
+            }
+            for index, shard in enumerate(view.shards)
+        ],
+        "migrations": [_facts_of_migration(migration) for migration in view.migrations],
+        "unowned_count": view.unowned_count,
+        "unowned_slot_ranges": [list(pair) for pair in ranges(unowned)],
+    }
+
+
+def _facts_of_node(node: Node) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "id": node.id,
+        "address": str(node.address),
+        "hostname": node.hostname,
+        "role": node.role.value,
+        "state": "failing" if node.is_failing else "online" if node.is_linked else "unlinked",
+        "config_epoch": node.config_epoch,
+    }
+    if node.role is Role.REPLICA:
+        facts["primary_id"] = node.primary_id
+    return facts
+
+
+def _facts_of_migration(migration: Migration) -> dict[str, object]:
+    return {
+        "slot_ranges": [list(pair) for pair in ranges(migration.slots)],
+        "slot_count": len(migration.slots),
+        "source_id": migration.source_id,
+        "target_id": migration.target_id,
+        "kind": migration.kind.value,
+    }

@@ -1,0 +1,279 @@
+"""The whole proxy as one tree of tasks, from start to stop.
+
+    run
+    |- hub                  all plain sockets, in turns
+    |- upstream nursery     a keeper for each node connection, tasks of slow requests
+    |- watch                overdue requests
+    |- topology             discovery, a round each second
+    |- beat                 once a second: rates, idle clients
+    |- signals              SIGTERM and SIGINT begin the stop
+    `- admin                HTTP for operators
+
+Start: the view first, then the listeners, so that a client that connects can be served. Stop: no new clients, what is
+in flight is finished within the deadline, then what remains is cut off, and the log says what that was.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import trio
+
+from proxy.admin.endpoints import AdminState, routes
+from proxy.admin.server import AdminServer
+from proxy.exchange.exchange import Exchange
+from proxy.frontend.listener import Listener
+from proxy.frontend.server import Server
+from proxy.hub import Hub
+from proxy.log import get_logger
+from proxy.metrics import Family, Metrics, MetricType, Sample
+from proxy.settings import Settings
+from proxy.topology.service import Topology
+from proxy.upstream.connect import Dialer
+from proxy.upstream.nodes import Nodes
+from proxy.upstream.private import PrivateConnections
+from routing.topology import Address
+
+STOP_CHECK_SECONDS = 0.02
+GC_FREEZE_SECONDS = 5.0  # after start: what lives by then lives long, and the collector need not visit it
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Where a started proxy listens."""
+
+    listeners: tuple[Address, ...]
+    admin: Address
+
+
+class Proxy:
+    """One proxy. ``run`` serves until ``stop`` or a signal."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._stopping = trio.Event()
+        self._listeners: list[Listener] = []
+
+    def stop(self) -> None:
+        """Begin to stop; ``run`` returns when that is done."""
+        self._stopping.set()
+
+    async def run(
+        self,
+        *,
+        with_signals: bool = True,
+        task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve. Raises OSError when an address cannot be listened on; nodes that do not answer raise nothing.
+
+        If cancelled, everything is closed at once.
+        """
+        settings = self.settings
+        cluster = settings.cluster
+        self.hub = Hub()
+        dialer = Dialer(
+            self.hub,
+            cluster.username,
+            cluster.password,
+            cluster.connect_timeout_seconds,
+            cluster.unsent_bytes_max,
+        )
+        self.topology = Topology(dialer, cluster.seeds, cluster.refresh_interval_seconds)
+        self.private = PrivateConnections(dialer, cluster.private_connections_max)
+        self.server = Server(settings, self.topology)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.hub.run)
+                self.nodes = Nodes(dialer, nursery, cluster.request_deadline_seconds)
+                self.exchange = Exchange(
+                    self.hub,
+                    self.nodes,
+                    self.topology,
+                    self.private,
+                    nursery,
+                    request_deadline_seconds=cluster.request_deadline_seconds,
+                    script_cache_bytes_max=settings.commands.script_cache_bytes_max,
+                )
+                self.metrics.register_source(self._samples)
+                if with_signals:
+                    await nursery.start(self._await_signals)
+                nursery.start_soon(self.nodes.watch)
+                nursery.start_soon(self.topology.run)
+                nursery.start_soon(self._beat)
+                await self._first_view()
+                admin = self._admin_server()
+                admin_listeners = await trio.open_tcp_listeners(
+                    settings.admin.address.port, host=settings.admin.address.host
+                )
+                await nursery.start(lambda task_status: admin.serve(admin_listeners, task_status=task_status))
+                for listener_settings in settings.listeners:
+                    listener = Listener(self.hub, self.server, self.exchange, listener_settings.address)
+                    listener.open()
+                    self._listeners.append(listener)
+                started = Started(
+                    tuple(listener.address for listener in self._listeners),
+                    Address(settings.admin.address.host, admin_listeners[0].socket.getsockname()[1]),
+                )
+                log.info(
+                    "started",
+                    version=self.server.version,
+                    listeners=list(started.listeners),
+                    admin=started.admin,
+                )
+                gc.collect()
+                gc.freeze()
+                task_status.started(started)
+                await self._stopping.wait()
+                await self._finish()
+                admin.stop()
+                nursery.cancel_scope.cancel()
+        finally:
+            for listener in self._listeners:
+                listener.close()
+            for client in self.server.clients():
+                client.close("stopping")
+            for connection in list(self.nodes.connections()):
+                connection.close("stopping")
+            self.private.close_idle()
+            self.hub.close()
+
+    # -- start and stop
+
+    async def _first_view(self) -> None:
+        """Wait for the cluster, but not for ever: a proxy that cannot reach it serves errors and says why."""
+        deadline = trio.current_time() + self.settings.cluster.request_deadline_seconds
+        with trio.move_on_at(deadline):
+            while not self.topology.view.shards:
+                await self.topology.wait_change()
+            while any(
+                self.nodes.connection(shard.primary.address, 2) is None for shard in self.topology.view.shards
+            ):
+                await self.nodes.wait_change()
+        if not self.topology.view.shards:
+            log.warning("cluster_not_found", seeds=list(self.settings.cluster.seeds))
+
+    async def _await_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                if self._stopping.is_set():
+                    log.warning("stop_hurried", signal=signal.Signals(number).name)
+                    raise SystemExit(1)
+                log.info("stop_begun", signal=signal.Signals(number).name)
+                self.stop()
+
+    async def _finish(self) -> None:
+        """Accept nobody, let what is in flight end, and say what was cut off."""
+        for listener in self._listeners:
+            listener.close()
+        deadline = trio.current_time() + self.settings.stop_deadline_seconds
+        while trio.current_time() < deadline:
+            for client in self.server.clients():
+                client.close_when_done()
+            if not self.server.client_count:
+                break
+            await trio.sleep(STOP_CHECK_SECONDS)
+        left = list(self.server.clients())
+        log.info(
+            "stopped",
+            clients_cut_off=len(left),
+            requests_cut_off=sum(len(client.slots) for client in left),
+            unsent_bytes=sum(client.transport.unsent_bytes for client in left),
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(1.0)
+            self.server.beat()
+
+    # -- for operators
+
+    def _admin_server(self) -> AdminServer:
+        state = AdminState(
+            view=lambda: self.topology.view,
+            view_seen_at=self._view_seen_at,
+            readiness=self._readiness,
+            warnings=self.topology.problems,
+            registry=self.metrics.registry,
+        )
+        return AdminServer(routes(state), token=self.settings.admin.token)
+
+    def _view_seen_at(self) -> float | None:
+        if self.topology.refreshed_at is None:
+            return None
+        return time.time() - (trio.current_time() - self.topology.refreshed_at)
+
+    def _readiness(self) -> list[str]:
+        reasons = []
+        if self._stopping.is_set():
+            reasons.append("the proxy is stopping")
+        if not self.topology.view.shards:
+            reasons.append("the cluster has not been seen yet")
+        if not self._listeners:
+            reasons.append("no listener is open yet")
+        return reasons
+
+    def _samples(self) -> Iterator[Sample]:
+        for family, read in _PLAIN_SAMPLES:
+            yield Sample(family, read(self))
+        for kind, count in self.exchange.redirects_total.items():
+            yield Sample(REDIRECTS, count, (kind,))
+        for connection in self.nodes.connections():
+            yield Sample(NODE_OWED, len(connection.owed), (str(connection.address),))
+
+
+def _counter(name: str, help_: str, *labels: str) -> Family:
+    return Family(f"steadyread_{name}_total", help_, MetricType.COUNTER, labels)
+
+
+def _gauge(name: str, help_: str, *labels: str) -> Family:
+    return Family(f"steadyread_{name}", help_, MetricType.GAUGE, labels)
+
+
+REDIRECTS = _counter("redirects", "Requests that a node turned away, by what it said.", "kind")
+NODE_OWED = _gauge("node_owed_replies", "Replies that a node owes on its shared connections.", "node")
+
+_PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
+    (_gauge("clients", "Client connections now."), lambda p: p.server.client_count),
+    (_counter("connections", "Client connections accepted."), lambda p: p.server.connections_total),
+    (
+        _counter("connections_rejected", "Client connections over the limit."),
+        lambda p: p.server.rejected_total,
+    ),
+    (_counter("commands", "Commands that clients sent."), lambda p: p.server.commands_total),
+    (_counter("received_bytes", "Bytes from clients."), lambda p: p.server.received_bytes_total),
+    (_counter("sent_bytes", "Bytes to clients."), lambda p: p.server.sent_bytes_total),
+    (_counter("turns", "Turns of the data plane."), lambda p: p.hub.turns_total),
+    (_counter("faults", "Handlers that raised, each a bug."), lambda p: p.hub.faults_total),
+    (
+        _counter("unknown_outcomes", "Writes whose reply was lost, answered OUTCOMEUNKNOWN."),
+        lambda p: p.exchange.unknown_outcomes_total,
+    ),
+    (
+        _counter("expired", "Requests that nobody served within the deadline, answered NOTREADY."),
+        lambda p: p.exchange.expired_total,
+    ),
+    (_counter("scripts_healed", "NOSCRIPT answers healed."), lambda p: p.exchange.scripts.healed_total),
+    (_counter("connect_failures", "Failed connects to nodes."), lambda p: p.nodes.connect_failures_total),
+    (_counter("overdue_connections", "Node connections closed as overdue."), lambda p: p.nodes.overdue_total),
+    (_counter("topology_rounds", "Rounds of discovery."), lambda p: p.topology.rounds_total),
+    (
+        _counter("topology_rounds_failed", "Rounds of discovery in which no node answered."),
+        lambda p: p.topology.failed_rounds_total,
+    ),
+    (_gauge("topology_epoch", "The cluster's epoch in the current view."), lambda p: p.topology.view.epoch),
+    (_gauge("topology_revision", "Changes of the view seen here."), lambda p: p.topology.view.revision),
+    (
+        _gauge("unowned_slots", "Slots that no node serves."),
+        lambda p: p.topology.view.unowned_count,
+    ),
+    (_gauge("slots_in_flux", "Slots on their way between shards."), lambda p: len(p.exchange.routes.in_flux)),
+    (_gauge("private_connections", "Connections held for one client."), lambda p: p.private.in_use),
+)

@@ -1,0 +1,60 @@
+"""``steadyread serve``: run the proxy in front of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+import trio
+
+from proxy.app import Proxy
+from proxy.cli.settings_options import add_setting_flags, load_from, print_problems
+from proxy.log import configure
+from proxy.settings import Settings
+from proxy.settings.load import SettingsError
+
+if TYPE_CHECKING:
+    from proxy.cli.main import Subparsers
+
+DESCRIPTION = """\
+Run the proxy until SIGTERM or SIGINT. Then it accepts nobody, finishes what is in flight within
+stop_deadline_seconds, and logs what was cut off. Settings: command line over environment over file over defaults;
+'steadyread config show' writes them all.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="run the proxy in front of a cluster",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_setting_flags(parser)
+    parser.add_argument(
+        "--embedded",
+        action="store_true",
+        help="start a cluster of 3 primaries and 3 replicas for it, and stop it after",
+    )
+    parser.add_argument("--engine", metavar="PROGRAM", help="with --embedded: the server program to use")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        settings = load_from(arguments).settings
+    except SettingsError as error:
+        print_problems(error)
+        return 2
+    configure(settings.log_level)
+    return trio.run(_serve, settings, arguments)
+
+
+async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
+    try:
+        await Proxy(settings).run()
+    except* OSError as group:
+        for error in flatten(group):
+            print(f"steadyread serve: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    return 0

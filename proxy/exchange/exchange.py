@@ -1,0 +1,228 @@
+"""Carries requests to the nodes and sees each one through redirections, waits and lost connections.
+
+There are two ways. A direct slot is queued by the frontend straight from the routes table and comes back to its
+client; the client's ``OpenRequests`` handles what goes wrong. Everything that must wait runs ``execute`` in a task.
+
+Both keep promise 5: a request is sent again only if the node said that it did not run it, if no byte of it left,
+or if it only reads. Everything else whose reply is lost ends with OUTCOMEUNKNOWN.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import assert_never
+
+import trio
+
+from proxy.exchange.failures import internal_fault, not_ready, outcome_unknown
+from proxy.exchange.routes import Routes
+from proxy.exchange.scripts import ScriptCache
+from proxy.hub import Hub
+from proxy.log import get_logger
+from proxy.protocol.encode import error
+from proxy.topology.service import Topology
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Nodes
+from proxy.upstream.private import PrivateConnections
+from proxy.upstream.reply_slot import ConnectionLostError
+from routing.redirect import (
+    Ask,
+    Moved,
+    NoScript,
+    Redirect,
+    Wait,
+    needs_attention,
+    parse_redirect,
+    wait_seconds,
+)
+from routing.topology import Address
+
+CANCELLED = error("ERR the client left before the command was done")
+HOPS_MAX = 4  # redirections that are followed at once; further ones wait in between
+
+log = get_logger(__name__)
+
+
+class Exchange:
+    """What a request needs to reach its node. One per proxy."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        nodes: Nodes,
+        topology: Topology,
+        private: PrivateConnections,
+        nursery: trio.Nursery,
+        *,
+        request_deadline_seconds: float,
+        script_cache_bytes_max: int,
+    ) -> None:
+        self.hub = hub
+        self.nodes = nodes
+        self.topology = topology
+        self.private = private
+        self.routes = Routes(nodes, topology)
+        self.scripts = ScriptCache(script_cache_bytes_max)
+        self.deadline_seconds = request_deadline_seconds
+        self.redirects_total = {"moved": 0, "ask": 0, "wait": 0, "noscript": 0}
+        self.unknown_outcomes_total = 0
+        self.expired_total = 0  # requests that nobody served within the deadline
+        self._nursery = nursery
+
+    # -- what both ways share
+
+    def understand(self, reply: bytes, connection: NodeConnection) -> Redirect | None:
+        """What an error reply asks for, its news passed on to the topology; None when the client is to see it."""
+        redirect = parse_redirect(reply)
+        match redirect:
+            case Moved(slot, address):
+                self.redirects_total["moved"] += 1
+                if not address.host:
+                    redirect = Moved(slot, Address(connection.address.host, address.port))
+                self.topology.on_moved(slot, redirect.address)
+            case Ask(slot, address):
+                self.redirects_total["ask"] += 1
+                if not address.host:
+                    redirect = Ask(slot, Address(connection.address.host, address.port))
+                if slot not in self.routes.in_flux:
+                    self.topology.refresh_soon()
+            case Wait():
+                self.redirects_total["wait"] += 1
+                self.topology.refresh_soon()
+            case NoScript():
+                self.redirects_total["noscript"] += 1
+            case None:
+                pass
+            case _:
+                assert_never(redirect)
+        return redirect
+
+    def outcome_unknown(self, reason: str) -> bytes:
+        """The reply for a write whose own reply was lost, counted."""
+        self.unknown_outcomes_total += 1
+        return outcome_unknown(reason)
+
+    # -- the slow way
+
+    async def execute(self, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool) -> bytes:
+        """The reply to one request on one slot, redirections followed and waits done, within the deadline.
+
+        ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
+        for what nodes do: an error reply says it. If cancelled, the command may have run.
+        """
+        deadline = trio.current_time() + self.deadline_seconds
+        target: Address | None = None  # after ASK, for one sending
+        hops = attempt = 0
+        reason = ""
+        while True:
+            connection = (
+                self.routes.owner(hash_slot, resp) if target is None else self.routes.node(target, resp)
+            )
+            if connection is None:
+                redirect: Redirect = Wait(self._why_unreachable(hash_slot, target))
+            else:
+                reply = None
+                try:
+                    with trio.move_on_at(deadline):
+                        reply = await connection.request(raw, asking=target is not None)
+                except ConnectionLostError as lost:
+                    if lost.sent and not repeatable:
+                        return self.outcome_unknown(str(lost))
+                    self.topology.refresh_soon()
+                    redirect = Wait(str(lost))
+                else:
+                    if reply is None:
+                        late = f"{connection.address} did not reply within {self.deadline_seconds:g} s"
+                        if not repeatable:
+                            return self.outcome_unknown(late)
+                        redirect = Wait(late)
+                    elif not needs_attention(reply) or (found := self.understand(reply, connection)) is None:
+                        return reply
+                    else:
+                        redirect = found
+            target = None
+            match redirect:
+                case Moved():
+                    hops += 1
+                    reason = f"{connection.address} said {redirect}" if connection else str(redirect)
+                case Ask(_, address):
+                    hops += 1
+                    target = address
+                    reason = f"asked to go to {address}"
+                case NoScript():
+                    healed = self.scripts.heal(raw)
+                    if healed is None:
+                        return reply if reply is not None else b""
+                    raw = healed
+                    continue
+                case Wait(reason):
+                    hops = HOPS_MAX
+                case _:
+                    assert_never(redirect)
+            if trio.current_time() >= deadline:
+                self.expired_total += 1
+                return not_ready(f"slot {hash_slot}", self.deadline_seconds, reason)
+            if hops >= HOPS_MAX:
+                target = None  # after a wait the owner is asked again: the slot may have settled
+                await self.pause(attempt, deadline)
+                attempt += 1
+
+    async def execute_at(self, address: Address, raw: bytes, *, resp: int = 2, repeatable: bool) -> bytes:
+        """The reply of one named node, errors included, whatever slots it owns. Waits for its connection."""
+        deadline = trio.current_time() + self.deadline_seconds
+        attempt = 0
+        reason = ""
+        while trio.current_time() < deadline:
+            connection = self.routes.node(address, resp)
+            if connection is not None:
+                try:
+                    with trio.move_on_at(deadline):
+                        return await connection.request(raw)
+                    reason = f"{address} did not reply"
+                    if not repeatable:
+                        return self.outcome_unknown(reason)
+                except ConnectionLostError as lost:
+                    reason = str(lost)
+                    if lost.sent and not repeatable:
+                        return self.outcome_unknown(reason)
+            await self.pause(attempt, deadline)
+            attempt += 1
+        self.expired_total += 1
+        return not_ready(f"node {address}", self.deadline_seconds, reason or self.nodes.failure(address))
+
+    async def pause(self, attempt: int, deadline: float) -> None:
+        """Wait a little, longer with each attempt, and less when connections or the view change."""
+        seconds = min(wait_seconds(attempt, random.random()), max(0.0, deadline - trio.current_time()))
+        with trio.move_on_after(seconds):
+            await self.nodes.wait_change()
+
+    def start(
+        self, work: Callable[[], Awaitable[bytes]], deliver: Callable[[bytes], None], scope: trio.CancelScope
+    ) -> None:
+        """Run ``work`` in a task of its own and ``deliver`` its reply; a bug in it becomes an error reply.
+
+        Cancelling ``scope`` ends the work; what is delivered then is for nobody.
+        """
+        self._nursery.start_soon(self._guarded, work, deliver, scope)
+
+    async def _guarded(
+        self, work: Callable[[], Awaitable[bytes]], deliver: Callable[[bytes], None], scope: trio.CancelScope
+    ) -> None:
+        reply = CANCELLED
+        try:
+            with scope:
+                reply = await work()
+        except Exception as fault:
+            reference = f"{random.getrandbits(32):08x}"
+            log.exception("task_fault", reference=reference, error=fault)
+            reply = internal_fault(reference)
+        deliver(reply)
+
+    def _why_unreachable(self, hash_slot: int, target: Address | None) -> str:
+        if target is None:
+            primary = self.topology.view.primary_of(hash_slot)
+            if primary is None:
+                return "no node serves the slot"
+            target = primary.address
+        return f"{target}: {self.nodes.failure(target) or 'not connected yet, or its send buffer is full'}"

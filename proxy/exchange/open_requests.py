@@ -1,0 +1,269 @@
+"""One client's open requests: their order, and what happens to those that the nodes turn away.
+
+Slots stand in request order and leave from the front, once answered (promise 6). A slot that a node turned away
+(MOVED, ASK, TRYAGAIN, a lost connection ...) is *retrying*. The rules that keep the client's order (design 4):
+
+1. While a slot retries, none of the client's later commands is sent.
+2. A retry is sent only when all else that the client has in flight is answered: what was sent after the turned
+   away request may have run already.
+3. If such a later request on the same key did run, and one of the two may write, sending the earlier one now would
+   turn the order around. It did not run, so it is refused, and says so.
+4. When a slot's owner changes, clients with requests in flight to the former owner wait for those answers first
+   (``hold_until_drained``); in a slot that is moving, a client's requests go one by one.
+
+Retries that can be queued at once go in the same turn, in their order. All others are handled one after the other
+by one task. Either way the client is held (``is_held``) until every retry is answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+
+import trio
+
+from proxy.exchange.exchange import Exchange
+from proxy.exchange.failures import overtaken
+from proxy.protocol.replies import decode
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.reply_slot import ReplySlot, Requester
+from routing.command import Command
+from routing.keys import key_positions
+from routing.redirect import Ask, Moved, NoScript, Wait
+
+RESENDS_MAX = 4  # retries of one batch that go at once; after that a task waits in between
+
+Work = Callable[[], Awaitable[bytes]]
+
+
+class RequestSlot(ReplySlot):
+    """A client's slot that knows how to be retried. This class: one command, one hash slot, one node."""
+
+    __slots__ = ()
+
+    def keys(self) -> set[bytes]:
+        """The keys that it names; for the order check only, so it is computed when that is needed."""
+        arguments: list[bytes] = decode(self.raw)
+        return {arguments[position] for position in key_positions(self.command, arguments)}
+
+    @property
+    def may_write(self) -> bool:
+        return self.command.may_write
+
+    def overtaken_reply(self) -> bytes:
+        """The error when it may not be sent again, because a later request on its key has run."""
+        return overtaken(self.command.name)
+
+    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
+        """Send it again, as often as it takes within the deadline; the reply."""
+        return await exchange.execute(
+            self.raw, self.hash_slot, resp=resp, repeatable=self.command.is_readonly
+        )
+
+
+class WorkSlot(RequestSlot):
+    """A slot whose reply comes from a task and not from one node's queue."""
+
+    __slots__ = ("cancel_on_close", "work")
+
+    def __init__(self, requester: Requester, command: Command, work: Work) -> None:
+        super().__init__(requester, command, b"", -1)
+        self.work = work
+        self.cancel_on_close = False
+
+    def keys(self) -> set[bytes]:
+        return set()  # nothing of the client's is in flight while its task runs
+
+    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
+        return await self.work()
+
+
+class OpenRequests(Requester):
+    """The open requests of one client connection. The frontend's connection builds on it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.hub = exchange.hub
+        self.resp = 2
+        self.slots: deque[RequestSlot] = deque()  # in request order, answered and not
+        self.dirty = False
+        self.is_closed = False
+        self._retrying: list[RequestSlot] = []
+        self._resends = 0
+        self._draining = False
+        self._working = False  # a task has the retries, or a piece of work
+        self._work_scope: trio.CancelScope | None = None  # of work that ends when the client leaves
+        self.routes = exchange.routes.table(2)  # slot -> route, for this client's RESP version
+
+    @property
+    def is_held(self) -> bool:
+        """While true, no further command of this client may be dispatched."""
+        return bool(self._retrying) or self._draining
+
+    def set_resp(self, resp: int) -> None:
+        """Speak this RESP version from the next command on."""
+        self.resp = resp
+        self.routes = self.exchange.routes.table(resp)
+
+    # -- dispatching
+
+    def relay(self, command: Command, raw: bytes, hash_slot: int) -> None:
+        """Queue a single-slot command whose route may not be ready."""
+        route = self.routes[hash_slot]
+        slot = RequestSlot(self, command, raw, hash_slot)
+        self.slots.append(slot)
+        if isinstance(route, NodeConnection) and route.ready:
+            route.queue(slot)
+            return
+        owner = self.exchange.routes.owner(hash_slot, self.resp)
+        if owner is not None:  # the slot is moving: one by one, rule 4
+            self._retry(slot, Moved(hash_slot, owner.address))
+            self.hub.touched(self)
+        else:
+            self.retry(slot, "the slot's node takes no requests")
+
+    def start_work(self, command: Command, work: Work, *, cancel_on_close: bool = False) -> None:
+        """Run ``work`` for its reply when all earlier requests are answered; the client is held until it is.
+
+        ``cancel_on_close``: nobody but this client wants it done, so it ends when the client leaves.
+        """
+        slot = WorkSlot(self, command, work)
+        slot.cancel_on_close = cancel_on_close
+        self.slots.append(slot)
+        self.retry(slot, "work")
+
+    def cancel_work(self) -> None:
+        """The client left: end the work that only it wanted."""
+        if self._work_scope is not None:
+            self._work_scope.cancel()
+
+    def in_flight(self) -> bool:
+        """Whether any request is unanswered."""
+        return any(slot.reply is None for slot in self.slots)
+
+    def hold_until_drained(self) -> None:
+        if not self._draining and self.in_flight():
+            self._draining = True
+            self.hub.touched(self)
+
+    # -- what comes back
+
+    def on_attention(self, slot: ReplySlot, reply: bytes, connection: NodeConnection) -> None:
+        redirect = self.exchange.understand(reply, connection)
+        assert isinstance(slot, RequestSlot)
+        if redirect is None:
+            slot.reply = reply
+        elif isinstance(redirect, NoScript):
+            healed = self.exchange.scripts.heal(slot.raw)
+            if healed is None:
+                slot.reply = reply
+            else:
+                slot.raw = healed
+                self._retry(
+                    slot, Moved(slot.hash_slot, connection.address)
+                )  # the same node, the whole script
+        else:
+            self._retry(slot, redirect)
+        self.hub.touched(self)
+
+    def on_lost(self, slot: ReplySlot, sent: bool, connection: NodeConnection) -> None:
+        assert isinstance(slot, RequestSlot)
+        if sent and not slot.command.is_readonly:
+            slot.reply = self.exchange.outcome_unknown(f"the connection to {connection.address} ended")
+            self.hub.touched(self)
+        else:
+            self.exchange.topology.refresh_soon()
+            self.retry(slot, f"the connection to {connection.address} ended")
+
+    def retry(self, slot: RequestSlot, reason: str) -> None:
+        """``slot`` was not run: send it when it can be."""
+        self._retry(slot, Wait(reason))
+        self.hub.touched(self)
+
+    def _retry(self, slot: RequestSlot, redirect: Moved | Ask | Wait) -> None:
+        slot.redirect = redirect
+        if slot not in self._retrying:
+            self._retrying.append(slot)
+
+    # -- moving on; called when the client is flushed
+
+    def advance(self) -> None:
+        """Send retries that may go now, and let go of the client when nothing holds it any more."""
+        if self._retrying and not self._working:
+            waiting = [slot for slot in self.slots if slot.reply is None and slot.redirect is not None]
+            unanswered = sum(1 for slot in self.slots if slot.reply is None)
+            if waiting and len(waiting) == unanswered:
+                self._send_again(waiting)
+            elif not any(slot.reply is None for slot in self._retrying):
+                self._retrying.clear()
+                self._resends = 0
+        if self._draining and not self.in_flight():
+            self._draining = False
+
+    def _send_again(self, waiting: list[RequestSlot]) -> None:
+        for slot in waiting:
+            if self._was_overtaken(slot):
+                slot.reply = slot.overtaken_reply()
+                slot.redirect = None
+        waiting = [slot for slot in waiting if slot.reply is None]
+        self._resends += 1
+        targets = [self._target(slot) for slot in waiting]
+        if self._resends <= RESENDS_MAX and all(targets):
+            for slot, target in zip(waiting, targets, strict=True):
+                assert target is not None
+                asking = isinstance(slot.redirect, Ask)
+                slot.redirect = None
+                if asking:
+                    target.queue_asking(slot)
+                else:
+                    target.queue(slot)
+        elif waiting:
+            self._working = True
+            self._resolve_next(deque(waiting))
+        self.hub.touched(self)
+
+    def _target(self, slot: RequestSlot) -> NodeConnection | None:
+        """Where a plain slot can be queued again at once, or None when a task must see to it."""
+        if type(slot) is not RequestSlot:
+            return None
+        match slot.redirect:
+            case Moved(_, address) | Ask(_, address):
+                return self.exchange.routes.node(address, self.resp)
+        return None
+
+    def _resolve_next(self, waiting: deque[RequestSlot]) -> None:
+        """Resolve the first of ``waiting`` in a task, then the next, in order."""
+        if not waiting or self.is_closed:
+            self._working = False
+            self.hub.touched(self)
+            return
+        slot = waiting.popleft()
+
+        def deliver(reply: bytes) -> None:
+            self._work_scope = None
+            slot.reply = reply
+            slot.redirect = None
+            self.hub.touched(self)
+            self._resolve_next(waiting)
+
+        scope = trio.CancelScope()
+        if isinstance(slot, WorkSlot) and slot.cancel_on_close:
+            self._work_scope = scope
+        self.exchange.start(lambda: slot.resolve(self.exchange, self.resp), deliver, scope)
+
+    def _was_overtaken(self, slot: RequestSlot) -> bool:
+        """Rule 3: a later request on one of its keys has run, and one of the two may write."""
+        later: Iterable[RequestSlot] = (
+            other
+            for other in list(self.slots)[self.slots.index(slot) + 1 :]
+            if other.reply is not None and (other.may_write or slot.may_write)
+        )
+        mine: set[bytes] | None = None
+        for other in later:
+            theirs = other.keys()
+            if not theirs:
+                continue
+            mine = slot.keys() if mine is None else mine
+            if mine & theirs:
+                return True
+        return False

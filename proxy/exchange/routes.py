@@ -1,0 +1,106 @@
+"""Routes: slot -> upstream connection, the one table that the hot path reads.
+
+A slot's entry is the shared connection to its owner when a request may be queued there without a second thought.
+Otherwise it is an entry that is never ready, and the request takes the slow way: its slot is in flux, nobody owns
+it, or its node has no connection.
+"""
+
+from __future__ import annotations
+
+from proxy.topology.service import Topology
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Nodes
+from routing.slot import SLOT_COUNT
+from routing.topology import Address, TopologyView
+
+
+class NotReady:
+    """A route that takes no request as it is. ``reason`` is for error texts."""
+
+    __slots__ = ("reason",)
+    ready = False
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+IN_FLUX = NotReady("the slot is moving")
+UNOWNED_SLOT = NotReady("no node serves the slot")
+DISCONNECTED = NotReady("the node is not connected")
+
+Route = NodeConnection | NotReady
+
+
+class Routes:
+    """One table for each RESP version that a client uses, changed in place so that readers may keep it."""
+
+    def __init__(self, nodes: Nodes, topology: Topology) -> None:
+        self._nodes = nodes
+        self._topology = topology
+        self._tables: dict[int, list[Route]] = {}  # RESP version -> slot -> route
+        self.in_flux: frozenset[int] = frozenset()  # slots on their way between two shards
+        self.table(2)
+        nodes.on_change = self._rebuild
+        topology.subscribe(self._on_view)
+
+    def table(self, resp: int) -> list[Route]:
+        """Slot -> route for clients of this RESP version. The list stays the same object."""
+        table = self._tables.get(resp)
+        if table is None:
+            table = self._tables[resp] = [UNOWNED_SLOT] * SLOT_COUNT
+            self._ensure(self._topology.view)
+            self._rebuild()
+        return table
+
+    def owner(self, hash_slot: int, resp: int) -> NodeConnection | None:
+        """The connection to the slot's owner, in flux or not; None while there is none that takes requests."""
+        primary = self._topology.view.primary_of(hash_slot)
+        return None if primary is None else self.node(primary.address, resp)
+
+    def node(self, address: Address, resp: int) -> NodeConnection | None:
+        """The connection to one node, opened if need be; None while there is none that takes requests."""
+        connection = self._nodes.connection(address, resp)
+        if connection is None:
+            self._nodes.ensure(address, resp)
+            return None
+        return connection if connection.ready else None
+
+    def _on_view(self, old: TopologyView, new: TopologyView) -> None:
+        self.in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
+        self._ensure(new)
+        self._rebuild()
+        self._hold_those_in_flight(new)
+        self._nodes.notify()
+
+    def _ensure(self, view: TopologyView) -> None:
+        addresses = [shard.primary.address for shard in view.shards]
+        for resp in self._tables:
+            for address in addresses:
+                self._nodes.ensure(address, resp)
+        if addresses:
+            self._nodes.retain(addresses)
+
+    def _rebuild(self) -> None:
+        view = self._topology.view
+        for resp, table in self._tables.items():
+            by_shard: list[Route] = [
+                self._nodes.connection(shard.primary.address, resp) or DISCONNECTED for shard in view.shards
+            ]
+            by_shard.append(UNOWNED_SLOT)  # UNOWNED is -1, the last
+            table[:] = [by_shard[index] for index in view.shard_of_slot]
+            for slot in self.in_flux:
+                table[slot] = IN_FLUX
+
+    def _hold_those_in_flight(self, view: TopologyView) -> None:
+        """A client whose request is on its way to a slot's former owner waits for its answers first.
+
+        Else its next request for that slot would go to the new owner and could run before the one in flight,
+        which comes back with MOVED and is sent again.
+        """
+        for connection in self._nodes.connections():
+            for slot in connection.owed:
+                if slot.hash_slot < 0 or slot.requester is None:
+                    continue
+                owner = view.primary_of(slot.hash_slot)
+                if owner is None or owner.address != connection.address:
+                    slot.requester.hold_until_drained()

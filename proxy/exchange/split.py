@@ -1,0 +1,208 @@
+"""Commands over several slots that are split, sent in parts and merged: MGET MSET DEL UNLINK EXISTS TOUCH.
+
+A part is the same command on the keys of one slot. Parts go out in one step with the client's other commands, so
+the order of one client's commands on one key holds. A part that a node turns away, because its slot is split
+between two nodes or has moved, is resolved key by key: a single key is either here or there, never both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from proxy.exchange.exchange import Exchange
+from proxy.exchange.failures import ran_in_part
+from proxy.exchange.open_requests import OpenRequests, RequestSlot
+from proxy.protocol.encode import OK, array, frame, integer
+from proxy.protocol.replies import elements
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.reply_slot import Slot
+from routing.command import Command
+from routing.redirect import needs_attention
+from routing.slot import slot_of
+
+Merge = Callable[[Sequence["Part"], int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRule:
+    """How one command is split. ``step`` arguments belong to each key, the key first."""
+
+    step: int
+    merge: Merge
+
+
+class Part(Slot):
+    """The command on some keys of one slot. ``indexes`` are the keys' places in the client's request."""
+
+    __slots__ = ("hash_slot", "indexes", "parent", "raw", "reply", "requester", "words")
+
+    def __init__(self, parent: SplitSlot, name: bytes, hash_slot: int) -> None:
+        self.parent = parent
+        self.requester = parent.requester
+        self.hash_slot = hash_slot
+        self.indexes: list[int] = []
+        self.words: list[bytes] = [name]
+        self.raw = b""
+        self.reply: bytes | None = None
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        if needs_attention(reply) and self.parent.open_requests.exchange.understand(reply, connection):
+            self.parent.on_part(None)
+        else:
+            self.reply = reply
+            self.parent.on_part(reply)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if sent and not self.parent.command.is_readonly:
+            exchange = self.parent.open_requests.exchange
+            self.reply = exchange.outcome_unknown(f"the connection to {connection.address} ended")
+        self.parent.on_part(self.reply)
+
+
+class SplitSlot(RequestSlot):
+    """The client's slot of a split command: answered when all its parts are."""
+
+    __slots__ = ("arguments", "open_requests", "parts", "pending", "rule")
+
+    def __init__(
+        self, open_requests: OpenRequests, command: Command, arguments: list[bytes], rule: SplitRule
+    ) -> None:
+        super().__init__(open_requests, command, b"", -1)
+        self.open_requests = open_requests
+        self.arguments = arguments
+        self.rule = rule
+        self.parts: list[Part] = []
+        self.pending = 0
+
+    def keys(self) -> set[bytes]:
+        step = self.rule.step
+        if self.reply is not None or not self.parts:
+            return set(self.arguments[1::step])
+        return {key for part in self.parts if part.reply is None for key in part.words[1::step]}
+
+    def on_part(self, reply: bytes | None) -> None:
+        """One part came back: answered, or with None to be done again."""
+        self.pending -= 1
+        if self.pending:
+            return
+        if any(part.reply is None for part in self.parts):
+            self.open_requests.retry(self, "a slot of the command moved")
+        else:
+            self.reply = self._merged()
+            self.open_requests.hub.touched(self.open_requests)
+
+    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
+        """Do the unanswered parts key by key, then merge."""
+        if not self.parts:
+            self.parts = _parts(self)
+
+        async def one(part: Part, single: Part) -> None:
+            single.reply = await exchange.execute(
+                single.raw, part.hash_slot, resp=resp, repeatable=self.command.is_readonly
+            )
+
+        undone = [part for part in self.parts if part.reply is None]
+        singles = {id(part): self._key_by_key(part) for part in undone}
+        async with trio.open_nursery() as nursery:
+            for part in undone:
+                for single in singles[id(part)]:
+                    nursery.start_soon(one, part, single)
+        self.parts = [single for part in self.parts for single in singles.get(id(part), [part])]
+        return self._merged()
+
+    def _key_by_key(self, part: Part) -> list[Part]:
+        """A part for each key. Of a key that MSET names twice the last value counts, so it is sent once."""
+        step = self.rule.step
+        words_of = [part.words[at : at + step] for at in range(1, len(part.words), step)]
+        last = {words[0]: words for words in words_of}
+        singles = []
+        for index, words in zip(part.indexes, words_of, strict=True):
+            if step > 1 and last[words[0]] is not words:
+                continue
+            single = Part(self, part.words[0], part.hash_slot)
+            single.indexes.append(index)
+            single.words += words
+            single.raw = frame(single.words)
+            singles.append(single)
+        return singles
+
+    def _merged(self) -> bytes:
+        failed = [part.reply for part in self.parts if part.reply is not None and part.reply[0] == 45]
+        if not failed:
+            return self.rule.merge(self.parts, len(self.arguments[1 :: self.rule.step]))
+        ran = len(self.parts) - len(failed)
+        return failed[0] if not ran or not self.may_write else ran_in_part(failed[0], ran, len(self.parts))
+
+    def overtaken_reply(self) -> bytes:
+        reply = super().overtaken_reply()
+        ran = sum(part.reply is not None for part in self.parts)
+        return ran_in_part(reply, ran, len(self.parts)) if ran and self.may_write else reply
+
+
+def _parts(slot: SplitSlot) -> list[Part]:
+    step = slot.rule.step
+    arguments = slot.arguments
+    by_hash_slot: dict[int, Part] = {}
+    for index, at in enumerate(range(1, len(arguments), step)):
+        hash_slot = slot_of(arguments[at])
+        part = by_hash_slot.get(hash_slot)
+        if part is None:
+            part = by_hash_slot[hash_slot] = Part(slot, arguments[0], hash_slot)
+        part.indexes.append(index)
+        part.words += arguments[at : at + step]
+    for part in by_hash_slot.values():
+        part.raw = frame(part.words)
+    return list(by_hash_slot.values())
+
+
+def dispatch_split(open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes) -> bool:
+    """Send a splittable command of one client. False: put it back, the client is held now."""
+    rule = SPLIT_RULES[command.name]
+    slot = SplitSlot(open_requests, command, arguments, rule)
+    slot.parts = _parts(slot)
+    connections = [open_requests.routes[part.hash_slot] for part in slot.parts]
+    if all(isinstance(connection, NodeConnection) and connection.ready for connection in connections):
+        slot.pending = len(slot.parts)
+        open_requests.slots.append(slot)
+        if len(slot.parts) == 1:
+            slot.parts[0].raw = raw
+        for part, connection in zip(slot.parts, connections, strict=True):
+            assert isinstance(connection, NodeConnection)
+            connection.queue(part)
+        return True
+    if open_requests.in_flight():
+        open_requests.hold_until_drained()
+        return False
+    open_requests.slots.append(slot)
+    open_requests.retry(slot, "a slot of the command is moving or its node takes no requests")
+    return True
+
+
+def _merge_values(parts: Sequence[Part], count: int) -> bytes:
+    values = [b""] * count
+    for part in parts:
+        assert part.reply is not None
+        for index, value in zip(part.indexes, elements(part.reply), strict=True):
+            values[index] = value
+    return array(values)
+
+
+def _merge_sum(parts: Sequence[Part], count: int) -> bytes:
+    return integer(sum(int(part.reply[1:-2]) for part in parts if part.reply is not None))
+
+
+def _merge_ok(parts: Sequence[Part], count: int) -> bytes:
+    return OK
+
+
+SPLIT_RULES = {
+    "MGET": SplitRule(1, _merge_values),
+    "MSET": SplitRule(2, _merge_ok),
+    "DEL": SplitRule(1, _merge_sum),
+    "UNLINK": SplitRule(1, _merge_sum),
+    "EXISTS": SplitRule(1, _merge_sum),
+    "TOUCH": SplitRule(1, _merge_sum),
+}

@@ -1,0 +1,661 @@
+"""A client's connection: bytes in, commands out, replies back in order. Knows no socket and no Trio.
+
+    receive(bytes) -> requests -> dispatched, or answered here -> reply slots -> flush() -> transport.write(bytes)
+
+The fast way: ``scan_simple`` takes the plain single-key requests at the front of the buffer, and each is queued on
+the connection that the routes table names. Everything else is parsed in full and goes through ``_command``.
+
+Invariants
+- ``slots`` (of OpenRequests) holds every request that is not answered and written yet, in request order.
+- While the client is held, closing or over a limit, nothing more is parsed: its bytes wait unparsed, and past
+  HELD_BYTES_MAX its socket is not read.
+- ``is_plain`` is true exactly when a single-key command may be relayed without looking at the client's state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import assert_never
+
+import trio
+
+from proxy.exchange.blocking import execute_blocking
+from proxy.exchange.exchange import Exchange
+from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
+from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
+from proxy.exchange.split import SPLIT_RULES, dispatch_split
+from proxy.exchange.transaction import (
+    array_nil,
+    Queued,
+    Transaction,
+    Watch,
+    dispatch_block,
+    run_blocks,
+    watch,
+)
+from proxy.frontend import answers
+from proxy.frontend.answers import (
+    Answer,
+    AskAnyNode,
+    ClientFigures,
+    CloseAfter,
+    GatherKeyspace,
+    Keyspace,
+    Refused,
+    ReplyMode,
+    ResetAfter,
+)
+from proxy.frontend.answers.info import reply as info_reply
+from proxy.frontend.server import Server
+from proxy.frontend.subscriptions import SUBSCRIPTION_COMMANDS, Subscriptions
+from proxy.frontend.transport import Transport
+from proxy.log import get_logger
+from proxy.protocol import encode
+from proxy.protocol.requests import ProtocolError, RequestParser, remember_simple, scan_simple
+from proxy.settings import CrossSlotTransactions
+from routing.command import Command, lookup, refusal
+from routing.keys import KeysError, blocks, key_positions, routing_positions
+from routing.slot import slot_of
+
+HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
+REPLIES_SUMMED_FROM = 16  # open slots from which finished replies behind an unfinished one are counted
+
+SLOTS_DIFFER = b"-CROSSSLOT Keys in request don't hash to the same slot"
+CROSS_SLOT = SLOTS_DIFFER + b"; give them a common {hash tag}, or send one command for each slot\r\n"
+CROSS_SLOT_TRANSACTION = SLOTS_DIFFER + (
+    b"; a transaction here has one slot: give its keys a common {hash tag}, or set"
+    b' cross_slot_transactions = "per_slot" to run it as one transaction per slot\r\n'
+)
+CROSS_SLOT_WATCH = (
+    SLOTS_DIFFER + b"; WATCH and its transaction need one slot: give the keys a common {hash tag}\r\n"
+)
+NESTED_MULTI = b"-ERR MULTI calls can not be nested\r\n"
+WATCH_IN_MULTI = b"-ERR WATCH inside MULTI is not allowed\r\n"
+UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
+EXEC_WITHOUT_MULTI = b"-ERR EXEC without MULTI\r\n"
+DISCARD_WITHOUT_MULTI = b"-ERR DISCARD without MULTI\r\n"
+EXEC_ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+
+log = get_logger(__name__)
+
+# What a client may send in any state; within MULTI it acts at once.
+_NEVER_QUEUED = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
+
+
+class ClientConnection(OpenRequests):
+    """One client, whatever carries its bytes. ``server`` knows what all clients share."""
+
+    def __init__(
+        self, server: Server, exchange: Exchange, transport: Transport, peer_address: str, local_address: str
+    ) -> None:
+        super().__init__(exchange)
+        settings = server.settings.clients
+        self.server = server
+        self.transport = transport
+        self.id = server.next_client_id()
+        self.peer_address = peer_address
+        self.local_address = local_address
+        self.name = self.library_name = self.library_version = b""
+        self.authenticated = not settings.password
+        self.reply_mode = ReplyMode.ON
+        self.created_at = self.last_command_at = time.time()
+        self.received_bytes = self.sent_bytes = self.commands = 0
+        self._last_command: Command | None = None
+        self.is_plain = self.authenticated
+        self.is_blocked = False  # in a blocking command
+        self._block_scope = trio.CancelScope()
+        self._unblocked_with: bytes | None = None
+        self.transaction: Transaction | None = None
+        self.watch: Watch | None = None
+        self.watched_keys = 0
+        self.subscriptions: Subscriptions | None = None
+        self._limits = settings
+        self._parser = RequestParser(server.request_limits)
+        self._unread: list[bytes] = []  # bytes not parsed yet, in the chunks they came in
+        self._unread_bytes = 0
+        self._needed = 0  # bytes that make parsing _unread worth while
+        self._silent: set[RequestSlot] = set()  # whose replies CLIENT REPLY drops
+        self._is_paused = False
+        self._is_ended = False  # the client sends nothing more
+        self._is_closing = False  # close when all that is owed is sent
+
+    # -- bytes in
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the client, cut anywhere."""
+        self.received_bytes += len(data)
+        if self._is_closing:
+            return
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+        if not self._retrying and not self._draining:
+            self._process()
+        if self._unread_bytes > HELD_BYTES_MAX or len(self.slots) >= self._limits.open_requests_max:
+            self._pace()
+
+    def _process(self) -> None:
+        """Dispatch the complete requests in the unparsed bytes, as far as the client's state and limits allow."""
+        unread = self._unread
+        if not unread or self._unread_bytes < self._needed or self._is_closing or self.is_closed:
+            return
+        buffer = unread[0] if len(unread) == 1 else b"".join(unread)
+        unread.clear()
+        self._needed = 0
+        at, size = 0, len(buffer)
+        self.last_command_at = time.time()
+        while at < size and not self._retrying and not self._draining and not self._is_closing:
+            room = self._limits.open_requests_max - len(self.slots)
+            if room <= 0:
+                break
+            if self.is_plain and not self._parser.resuming:
+                found: list[tuple[Command, bytes, int]] = []
+                end = scan_simple(buffer, at, room, found, self._limits.request_bytes_max)
+                if found:
+                    at = end - self._relay_simple(found)
+                    continue
+            try:
+                parsed = self._parser.parse(buffer, at, authenticated=self.authenticated)
+            except ProtocolError as error:
+                self._fail(encode.error(f"ERR {error}"))
+                at = size
+                break
+            if parsed is None:
+                self._needed = self._parser.needed
+                break
+            arguments, end = parsed
+            if arguments:
+                self.commands += 1
+                # An inline command is no frame that a node could be sent.
+                self._command(arguments, buffer[at:end] if buffer[at] == 42 else encode.frame(arguments))
+            at = end
+        if at < size and not self.is_closed:
+            unread.append(buffer[at:] if at else buffer)
+        self._unread_bytes = size - at
+
+    def _relay_simple(self, found: Sequence[tuple[Command, bytes, int]]) -> int:
+        """Queue plain requests where the routes table says; how many bytes of them were not taken in the end."""
+        routes = self.routes
+        slots = self.slots
+        touched = self.hub.touched
+        self.commands += len(found)
+        self._last_command = found[-1][0]
+        for command, raw, hash_slot in found:
+            route = routes[hash_slot]
+            if route.ready:
+                slot = RequestSlot(self, command, raw, hash_slot)
+                slots.append(slot)
+                route.owed.append(slot)  # type: ignore[union-attr]  # only a NodeConnection is ever ready
+                route.out.append(raw)  # type: ignore[union-attr]
+                if not route.dirty:  # type: ignore[union-attr]
+                    touched(route)  # type: ignore[arg-type]
+                continue
+            self.relay(command, raw, hash_slot)
+            if self._retrying:
+                taken = next(place for place, item in enumerate(found) if item[1] is raw) + 1
+                self.commands -= len(found) - taken
+                return sum(len(item[1]) for item in found[taken:])
+        return 0
+
+    # -- commands that need a look
+
+    def _command(self, arguments: list[bytes], raw: bytes) -> None:
+        command = lookup(arguments)
+        failure = refusal(command, arguments)
+        if command is None or failure is not None:
+            self._answer_failure(arguments, failure or "ERR unknown command")
+            return
+        name = command.name
+        self._last_command = command
+        if (closed := answers.gate(self, name)) is not None:
+            self._reply(command, closed)
+            return
+        if self.transaction is not None and name not in _NEVER_QUEUED:
+            self._queue(command, arguments, raw)
+        elif (handler := _HANDLERS.get(name)) is not None:
+            handler(self, command, arguments, raw)
+        elif name in answers.ANSWERED:
+            self._act_on(command, arguments, answers.answer(self, arguments, time.time()))
+        elif name in SUBSCRIPTION_COMMANDS:
+            self._subscribe(command, arguments)
+        elif name in GATHERED:
+            self._work(command, partial(GATHERED[name], self, arguments))
+        else:
+            self._relay_keyed(command, arguments, raw)
+
+    def _relay_keyed(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        """A command whose keys, found by its specifications, must share a slot; or one that any node can run."""
+        try:
+            positions = routing_positions(command, arguments)
+        except KeysError as error:
+            self._reply(command, encode.error(str(error)))
+            return
+        hash_slots = {slot_of(arguments[position]) for position in positions}
+        if len(hash_slots) > 1:
+            self._reply(command, CROSS_SLOT)
+            return
+        # Without keys any node will do: a slot by the first argument spreads scripts and keeps a channel's order.
+        hash_slot = hash_slots.pop() if hash_slots else slot_of(arguments[min(1, len(arguments) - 1)])
+        if command.name in ("EVAL", "EVAL_RO"):
+            self.exchange.scripts.remember(arguments[1])
+        if blocks(command, arguments):
+            self._work(command, partial(self._block, command, raw, hash_slot), cancel_on_close=True)
+            return
+        if command.is_single_key_first and raw[0] == 42:
+            remember_simple(raw, 0, command, len(arguments))
+        slot_count = len(self.slots)
+        self.relay(command, raw, hash_slot)
+        self._mute(slot_count)
+
+    async def _block(self, command: Command, raw: bytes, hash_slot: int) -> bytes:
+        self.is_blocked = True
+        self._unblocked_with = None
+        try:
+            with trio.CancelScope() as self._block_scope:
+                return await execute_blocking(
+                    self.exchange, raw, hash_slot, resp=self.resp, repeatable=command.is_readonly
+                )
+        finally:
+            self.is_blocked = False
+        return self._unblocked_with or array_nil(self.resp)
+
+    def unblock(self, *, with_error: bool) -> bool:
+        """End this client's blocking command, as by its timeout or with an error. False if it is in none."""
+        if not self.is_blocked:
+            return False
+        self._unblocked_with = UNBLOCKED if with_error else None
+        self._block_scope.cancel()
+        return True
+
+    def _split(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        if command.name == "MSET" and len(arguments) % 2 == 0:
+            self._reply(command, encode.error("ERR wrong number of arguments for 'mset' command"))
+            return
+        slot_count = len(self.slots)
+        dispatch_split(self, command, arguments, raw)
+        self._mute(slot_count)
+
+    def _act_on(self, command: Command, arguments: list[bytes], answer: Answer) -> None:
+        """Carry out what the proxy's own answer asks for."""
+        match answer:
+            case bytes():
+                if self.resp != (3 if self.routes is self.exchange.routes.table(3) else 2):
+                    self.set_resp(self.resp)
+                self._update_plain()
+                if answer:
+                    self._reply(command, answer)
+            case Refused(reply):
+                self._reply(command, reply)
+            case CloseAfter(reply):
+                self._fail(reply)
+            case ResetAfter(reply):
+                self.set_resp(2)
+                self._work(command, partial(self._reset, reply))
+            case GatherKeyspace(sections):
+                self._work(command, partial(self._info, sections))
+            case AskAnyNode():
+                self._work(command, partial(ask_any_node, self, arguments))
+            case _:
+                assert_never(answer)
+
+    async def _info(self, sections: Sequence[str]) -> bytes:
+        bodies = await gather_keyspace(self)
+        keyspace = None if bodies is None else Keyspace.merge(bodies)
+        return info_reply(self, sections, time.time(), keyspace)
+
+    async def _reset(self, reply: bytes) -> bytes:
+        self.transaction = None
+        self._unwatch()
+        if self.subscriptions is not None:
+            self.subscriptions.close()
+            self.subscriptions = None
+        self._update_plain()
+        return reply
+
+    # -- transactions
+
+    def _multi(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        if self.transaction is not None:
+            self._reply(command, NESTED_MULTI)
+            return
+        self.transaction = Transaction()
+        self._update_plain()
+        self._reply(command, encode.OK)
+
+    def _queue(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        """Keep a command for EXEC, or refuse it now, which makes EXEC discard."""
+        transaction = self.transaction
+        assert transaction is not None
+        refused: bytes | None = None
+        keys: tuple[bytes, ...] = ()
+        hash_slots: set[int] = set()
+        if (
+            command.name in answers.ANSWERED
+            or command.name in GATHERED
+            or command.name in SUBSCRIPTION_COMMANDS
+        ):
+            refused = encode.error(
+                f"ERR {command.name} is not run in a transaction here: it does not belong to one slot;"
+                " send it before MULTI or after EXEC"
+            )
+        else:
+            try:
+                keys = tuple(arguments[position] for position in key_positions(command, arguments))
+            except KeysError as error:
+                refused = encode.error(str(error))
+            hash_slots = {slot_of(key) for key in keys}
+            if len(hash_slots) > 1:
+                refused = CROSS_SLOT
+        if transaction.bytes_queued + len(raw) > self._limits.request_bytes_max:
+            refused = encode.error(
+                f"ERR transaction over {self._limits.request_bytes_max} bytes (setting clients.request_bytes_max)"
+            )
+        if refused is not None:
+            transaction.failed = True
+            self._reply(command, refused)
+            return
+        if command.name in ("EVALSHA", "EVALSHA_RO"):
+            raw = (
+                self.exchange.scripts.heal(raw) or raw
+            )  # NOSCRIPT within a block could not be healed any more
+        transaction.bytes_queued += len(raw)
+        transaction.queued.append(Queued(command, raw, hash_slots.pop() if hash_slots else -1, keys))
+        self._reply(command, encode.QUEUED)
+
+    def _exec(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        transaction, watched = self.transaction, self.watch
+        if transaction is None:
+            self._reply(command, EXEC_WITHOUT_MULTI)
+            return
+        self.transaction = None
+        self._update_plain()
+        hash_slots = {item.hash_slot for item in transaction.queued if item.hash_slot >= 0}
+        if transaction.failed:
+            self._unwatch()
+            self._reply(command, EXEC_ABORTED)
+        elif watched is not None:
+            if hash_slots - {watched.hash_slot}:
+                self._unwatch()
+                self._reply(command, CROSS_SLOT_WATCH)
+            else:
+                self._work(command, partial(self._exec_watched, watched, transaction))
+        elif not transaction.queued:
+            self._reply(command, encode.EMPTY_ARRAY)
+        elif len(hash_slots) <= 1:
+            slot_count = len(self.slots)
+            dispatch_block(self, transaction.queued, hash_slots.pop() if hash_slots else self.id % 16384)
+            self._mute(slot_count)
+        elif self.server.settings.commands.cross_slot_transactions is CrossSlotTransactions.PER_SLOT:
+            self._work(command, partial(run_blocks, self, transaction))
+        else:
+            self._reply(command, CROSS_SLOT_TRANSACTION)
+
+    async def _exec_watched(self, watched: Watch, transaction: Transaction) -> bytes:
+        try:
+            return await watched.run(transaction.queued, self.exchange, self.resp)
+        finally:
+            self.watch = None
+            self.watched_keys = 0
+            self.exchange.private.release(watched.connection)
+
+    def _discard(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        if self.transaction is None:
+            self._reply(command, DISCARD_WITHOUT_MULTI)
+            return
+        self.transaction = None
+        self._unwatch()
+        self._update_plain()
+        self._reply(command, encode.OK)
+
+    def _watch(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        if self.transaction is not None:
+            self._reply(command, WATCH_IN_MULTI)
+            return
+        hash_slots = {slot_of(key) for key in arguments[1:]}
+        if self.watch is not None:
+            hash_slots.add(self.watch.hash_slot)
+        if len(hash_slots) > 1:
+            self._reply(command, CROSS_SLOT_WATCH)
+            return
+        self._work(command, partial(self._watch_keys, raw, hash_slots.pop(), len(arguments) - 1))
+
+    async def _watch_keys(self, raw: bytes, hash_slot: int, count: int) -> bytes:
+        result = await watch(raw, hash_slot, self.exchange, self.resp, self.watch)
+        if isinstance(result, bytes):
+            return result
+        if self.is_closed:
+            self.exchange.private.discard(result.connection)
+        else:
+            self.watch = result
+            self.watched_keys += count
+        return encode.OK
+
+    def _unwatch_command(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        self._unwatch()
+        self._reply(command, encode.OK)
+
+    def _unwatch(self) -> None:
+        if self.watch is not None:
+            self.exchange.private.discard(self.watch.connection)  # which ends the watch at the node
+            self.watch = None
+            self.watched_keys = 0
+
+    # -- subscriptions
+
+    @property
+    def is_subscribed(self) -> bool:
+        return self.subscriptions is not None and self.subscriptions.count > 0
+
+    def _subscribe(self, command: Command, arguments: list[bytes]) -> None:
+        if self.subscriptions is None:
+            self.subscriptions = Subscriptions(self)
+        self._work(command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True)
+
+    async def _change_subscriptions(self, command: Command, arguments: list[bytes]) -> bytes:
+        assert self.subscriptions is not None
+        reply = await self.subscriptions.change(command, arguments)
+        self._update_plain()
+        return reply
+
+    def push(self, data: bytes) -> None:
+        """Write a message that is no reply, between two replies."""
+        if not self.is_closed:
+            self.sent_bytes += len(data)
+            self.transport.write(data)
+            self._pace()
+
+    # -- replies out
+
+    def flush(self) -> None:
+        """Write the replies that are next in order, then go on with what waits unparsed."""
+        if self._retrying or self._draining:
+            self.advance()
+        slots = self.slots
+        if slots and slots[0].reply is not None:
+            if len(slots) == 1 and not self._silent:
+                data = slots.popleft().reply
+            else:
+                data = self._take_replies()
+            if data:
+                self.sent_bytes += len(data)
+                self.transport.write(data)
+        if self._unread_bytes and not self._retrying and not self._draining:
+            self._process()
+        if self._is_paused or self._is_closing or self._is_ended or slots or self.transport.unsent_bytes:
+            self._pace()
+
+    def _take_replies(self) -> bytes:
+        slots = self.slots
+        replies = []
+        while slots and (reply := slots[0].reply) is not None:
+            slot = slots.popleft()
+            if slot in self._silent:
+                self._silent.discard(slot)
+            else:
+                replies.append(reply)
+        return b"".join(replies)
+
+    def on_sent(self) -> None:
+        if self._unread_bytes and not self.is_held:
+            self._process()
+        self._pace()
+
+    def _pace(self) -> None:
+        """Pause, resume, or end the client by what it has open, unsent and unparsed."""
+        if self.is_closed:
+            return
+        unsent = self.transport.unsent_bytes
+        open_requests = len(self.slots)
+        if open_requests > REPLIES_SUMMED_FROM:
+            unsent += sum(len(slot.reply) for slot in self.slots if slot.reply is not None)
+        limits = self._limits
+        if unsent > limits.unsent_bytes_hard_max:
+            self.close(f"more than {limits.unsent_bytes_hard_max} reply bytes unsent")
+            return
+        if not open_requests and not unsent:
+            # Unparsed bytes at this point are no whole request: flush has dispatched those that were.
+            if self._is_closing or (self._is_ended and not self.is_held):
+                self.close("done")
+                return
+        over = (
+            open_requests >= limits.open_requests_max
+            or unsent > limits.unsent_bytes_max
+            or (
+                self._unread_bytes > HELD_BYTES_MAX
+                and (self.is_held or open_requests >= limits.open_requests_max)
+            )
+        )
+        if over and not self._is_paused:
+            self._is_paused = True
+            self.transport.pause()
+        elif self._is_paused and not over:
+            if open_requests <= limits.open_requests_max // 2 and unsent <= limits.unsent_bytes_max // 2:
+                self._is_paused = False
+                if not self._is_ended:
+                    self.transport.resume()
+
+    # -- ending
+
+    def on_end(self) -> None:
+        """The client sends nothing more: finish what it asked for, then close. One that blocks is let go."""
+        self._is_ended = True
+        self.cancel_work()
+        self._pace()
+
+    def close_when_done(self) -> None:
+        """The proxy stops: parse nothing more, finish what is in flight, then close."""
+        self._is_closing = True
+        if not self.slots and not self.transport.unsent_bytes:
+            self.close("stopping")
+
+    def on_gone(self, reason: str) -> None:
+        self.close(reason)
+
+    def on_fault(self, error: Exception) -> None:
+        self.close(f"internal fault: {error!r}")
+
+    def close(self, reason: str) -> None:
+        """End the connection. What is in flight for it is read and dropped; its work ends."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.transport.close()
+        self.cancel_work()
+        self._unwatch()
+        if self.subscriptions is not None:
+            self.subscriptions.close()
+        self.slots.clear()
+        self._retrying.clear()
+        self._unread.clear()
+        self._unread_bytes = 0
+        self.server.on_client_closed(self, reason)
+
+    def _fail(self, reply: bytes) -> None:
+        """Send a last reply after those that are owed, then close; later bytes are not looked at."""
+        self._is_closing = True
+        self._unread.clear()
+        self._unread_bytes = 0
+        slot = RequestSlot(self, _QUIT, b"", -1)
+        slot.reply = reply
+        self.slots.append(slot)
+        self.hub.touched(self)
+
+    # -- small steps
+
+    def _reply(self, command: Command, reply: bytes) -> None:
+        """Answer a command here, in its place in the order."""
+        slot = RequestSlot(self, command, b"", -1)
+        slot.reply = reply
+        if reply[0] == 45:
+            self.server.error_replies += 1
+        self.slots.append(slot)
+        self._mute(len(self.slots) - 1)
+        self.hub.touched(self)
+
+    def _answer_failure(self, arguments: list[bytes], failure: str) -> None:
+        if not self.authenticated:
+            failure = "NOAUTH Authentication required."
+        if self.transaction is not None:
+            self.transaction.failed = True
+        self._reply(_QUIT, encode.error(failure))
+
+    def _work(self, command: Command, work: Work, *, cancel_on_close: bool = False) -> None:
+        slot_count = len(self.slots)
+        self.start_work(command, work, cancel_on_close=cancel_on_close)
+        self._mute(slot_count)
+
+    def _mute(self, slot_count: int) -> None:
+        """Drop the reply of the slot just added, if CLIENT REPLY asked for that."""
+        if self.reply_mode is ReplyMode.ON or len(self.slots) == slot_count:
+            return
+        self._silent.add(self.slots[-1])
+        if self.reply_mode is ReplyMode.SKIP_NEXT:
+            self.reply_mode = ReplyMode.ON
+            self._update_plain()
+
+    def _update_plain(self) -> None:
+        self.is_plain = (
+            self.authenticated
+            and self.transaction is None
+            and self.reply_mode is ReplyMode.ON
+            and not (self.is_subscribed and self.resp == 2)
+        )
+
+    def figures(self) -> ClientFigures:
+        subscriptions = self.subscriptions
+        return ClientFigures(
+            file_descriptor=-1,
+            last_command=self._last_command.name.lower().encode() if self._last_command else b"NULL",
+            unparsed_bytes=self._unread_bytes,
+            unsent_bytes=self.transport.unsent_bytes,
+            open_requests=len(self.slots),
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+            commands=self.commands,
+            channels=len(subscriptions.channels) if subscriptions else 0,
+            patterns=len(subscriptions.patterns) if subscriptions else 0,
+            shard_channels=len(subscriptions.shard_channels) if subscriptions else 0,
+            transaction_commands=len(self.transaction.queued) if self.transaction is not None else None,
+            watched_keys=self.watched_keys,
+            is_blocked=self.is_blocked,
+        )
+
+
+def _known(name: bytes) -> Command:
+    command = lookup([name])
+    assert command is not None
+    return command
+
+
+_QUIT = _known(b"QUIT")  # stands for what is no command in slots that carry only a reply
+
+_Handler = Callable[[ClientConnection, Command, list[bytes], bytes], None]
+_HANDLERS: dict[str, _Handler] = {
+    "MULTI": ClientConnection._multi,
+    "EXEC": ClientConnection._exec,
+    "DISCARD": ClientConnection._discard,
+    "WATCH": ClientConnection._watch,
+    "UNWATCH": ClientConnection._unwatch_command,
+    **dict.fromkeys(SPLIT_RULES, ClientConnection._split),
+}

@@ -1,0 +1,157 @@
+"""The readiness hub: every plain TCP socket, client and upstream, in one poll set that one Trio task awaits.
+
+When the set is ready the task polls it once with no wait and runs a *turn*: every ready socket is read and its
+bytes handled, which queues bytes on other endpoints; then every endpoint that has something to send is flushed
+once. Nothing in a turn awaits, so a turn is one synchronous step to every Trio task, and what a turn queues on an
+upstream connection for one client cannot be interleaved with another's.
+
+The hub owns the poll set and the list of endpoints to flush. It never parses and never decides.
+
+Invariants
+- An endpoint is registered from ``add`` until ``remove``; after ``remove`` the hub calls it no more.
+- ``dirty`` endpoints are flushed before control returns to Trio, also when a task and not a turn made them so
+  (``touched`` flushes at once outside a turn).
+- A fault in one endpoint's handler ends that endpoint, is logged with its traceback, and ends no other.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import trio
+
+from proxy.log import get_logger
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+HANGUP = select.EPOLLRDHUP
+EVENTS_PER_TURN_MAX = 1024  # bounds a turn, so that Trio's other tasks run between two
+TURNS_PER_WAKE_MAX = 8  # when sockets are ready again at once, go on without a trip through Trio's scheduler
+
+log = get_logger(__name__)
+
+
+class Flushable(Protocol):
+    """Something with output to send at the end of the turn. ``dirty`` is true while it is in the hub's list."""
+
+    dirty: bool
+
+    def flush(self) -> None: ...
+
+    def on_fault(self, error: Exception) -> None: ...
+
+
+class Endpoint(ABC):
+    """A socket in the hub and what to do when it is ready. Handlers are synchronous and never block."""
+
+    sock: socket.socket
+    interest: int = READ  # the events the hub watches for: READ, WRITE, HANGUP
+
+    @abstractmethod
+    def on_readable(self) -> None:
+        """Bytes, an end of stream or an error wait in the socket."""
+
+    @abstractmethod
+    def on_writable(self) -> None:
+        """The socket takes bytes again; called only while WRITE is in ``interest``."""
+
+    @abstractmethod
+    def on_fault(self, error: Exception) -> None:
+        """A handler raised, which is a bug: release everything that waits for this endpoint."""
+
+
+class Hub:
+    """See the module's text. One per proxy; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._endpoints: dict[int, Endpoint] = {}  # file descriptor -> endpoint
+        self.dirty: list[Flushable] = []
+        self.turns_total = 0
+        self.faults_total = 0
+        self._in_turn = False
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Watch ``endpoint.sock``, which must be non-blocking, for ``endpoint.interest``."""
+        fd = endpoint.sock.fileno()
+        self._poll.register(fd, endpoint.interest)
+        self._endpoints[fd] = endpoint
+
+    def remove(self, endpoint: Endpoint) -> None:
+        """Stop watching. Call before the socket is closed."""
+        fd = endpoint.sock.fileno()
+        if self._endpoints.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def watch(self, endpoint: Endpoint, interest: int) -> None:
+        """Change what the hub watches for; does nothing when it is the same or the endpoint was removed."""
+        if interest != endpoint.interest:
+            endpoint.interest = interest
+            fd = endpoint.sock.fileno()
+            if fd in self._endpoints:
+                self._poll.modify(fd, interest)
+
+    def touched(self, item: Flushable) -> None:
+        """``item`` has output: flush it at the end of the turn, or now when no turn runs."""
+        if not item.dirty:
+            item.dirty = True
+            self.dirty.append(item)
+        if not self._in_turn:
+            self.flush()
+
+    def flush(self) -> None:
+        """Flush all that is dirty, and what that makes dirty, until nothing is."""
+        self._in_turn = True
+        try:
+            while self.dirty:
+                batch, self.dirty[:] = self.dirty[:], []
+                for item in batch:
+                    item.dirty = False
+                    try:
+                        item.flush()
+                    except Exception as error:
+                        self._fault(item, error)
+        finally:
+            self._in_turn = False
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Cancellation takes effect between turns, never within one."""
+        fd = self._poll.fileno()
+        task_status.started()
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            for _ in range(TURNS_PER_WAKE_MAX):
+                if not self.turn():
+                    break
+
+    def turn(self) -> bool:
+        """Handle what is ready now, then flush. Returns whether anything was ready."""
+        ready = self._poll.poll(0, EVENTS_PER_TURN_MAX)
+        endpoint_of = self._endpoints.get
+        self._in_turn = True
+        for fd, events in ready:
+            endpoint = endpoint_of(fd)
+            if endpoint is None:  # removed by an earlier handler of this turn
+                continue
+            try:
+                if events & WRITE:
+                    endpoint.on_writable()
+                if events & ~WRITE:
+                    endpoint.on_readable()
+            except Exception as error:
+                self._fault(endpoint, error)
+        self.turns_total += 1
+        self.flush()
+        return bool(ready)
+
+    def close(self) -> None:
+        """Close the poll set; the endpoints' sockets are their owners' to close."""
+        self._poll.close()
+
+    def _fault(self, item: Endpoint | Flushable, error: Exception) -> None:
+        self.faults_total += 1
+        log.exception("endpoint_fault", error=error, endpoint=type(item).__name__)
+        item.on_fault(error)

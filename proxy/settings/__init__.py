@@ -1,0 +1,25 @@
+"""Settings: every option with its default, its meaning and its limits.
+
+Here stand the values alone, which the whole proxy reads. ``proxy.settings.load`` makes them from the command
+line, the environment and a file; ``proxy.settings.show`` writes them down again.
+"""
+
+from proxy.settings.values import (
+    AdminSettings,
+    ClientSettings,
+    ClusterSettings,
+    CommandSettings,
+    CrossSlotTransactions,
+    ListenerSettings,
+    Settings,
+)
+
+__all__ = [
+    "AdminSettings",
+    "ClientSettings",
+    "ClusterSettings",
+    "CommandSettings",
+    "CrossSlotTransactions",
+    "ListenerSettings",
+    "Settings",
+]

@@ -1,0 +1,106 @@
+"""Writes settings down: as complete TOML that loads to the same settings, and as plain facts for JSON.
+
+Secrets are never written: in the TOML a comment says ``(set)``, so that the text still loads.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from enum import Enum
+
+from proxy.settings.load import SECRET_SHOWN, Loaded
+from proxy.settings.positions import Path
+from proxy.settings.schema import Option, Table, dotted, table_of, variable_of
+from proxy.settings.values import Settings
+from routing.topology import Address
+
+COMMENT_WIDTH = 100
+HEADER = """\
+# Settings of Steadyread. Each line ends with where its value comes from.
+# The command line is stronger than the environment, and that is stronger than the file. Each option has
+# a variable: STEADYREAD_CLUSTER__SEEDS for seeds in [cluster], STEADYREAD_LISTENERS__0__ADDRESS for the
+# first listener.
+"""
+
+
+def toml_of(loaded: Loaded) -> str:
+    """All settings as a TOML text, each with its meaning and its origin."""
+    return HEADER + "\n".join(_lines_of_table(loaded, loaded.settings, table_of(Settings), ())) + "\n"
+
+
+def facts_of(loaded: Loaded) -> list[dict[str, object]]:
+    """All settings as values for JSON: setting, value, origin, environment variable, meaning."""
+    facts: list[dict[str, object]] = []
+    for path, option, value in _options(loaded.settings, table_of(Settings), ()):
+        is_hidden = option.says.is_secret and value != ""
+        facts.append(
+            {
+                "setting": dotted(path),
+                "value": SECRET_SHOWN if is_hidden else _plain(value),
+                "origin": str(loaded.origin_of(path)),
+                "environment": variable_of(path),
+                "meaning": option.says.meaning,
+            }
+        )
+    return facts
+
+
+def _options(value: object, table: Table, path: Path) -> Iterator[tuple[Path, Option, object]]:
+    for name, entry in table.entries.items():
+        below, here = getattr(value, name), (*path, name)
+        if isinstance(entry, Option):
+            yield here, entry, below
+        elif entry.is_array:
+            for index, element in enumerate(below):
+                yield from _options(element, entry, (*here, index))
+        else:
+            yield from _options(below, entry, here)
+
+
+def _lines_of_table(loaded: Loaded, value: object, table: Table, path: Path) -> Iterator[str]:
+    for name, entry in table.entries.items():
+        below, here = getattr(value, name), (*path, name)
+        if isinstance(entry, Option):
+            yield ""
+            yield from _comment(entry.says.meaning)
+            origin = loaded.origin_of(here)
+            if entry.says.is_secret and below != "":
+                yield f"# {name} = {_toml(SECRET_SHOWN)}  # {origin}"
+            else:
+                yield f"{name} = {_toml(_plain(below))}  # {origin}"
+            continue
+        tables = list(enumerate(below)) if entry.is_array else [(None, below)]
+        for index, element in tables:
+            yield ""
+            yield from _comment(entry.meaning)
+            yield entry.header
+            yield from _lines_of_table(loaded, element, entry, here if index is None else (*here, index))
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
+
+
+def _plain(value: object) -> object:
+    """Addresses and enums as their text."""
+    if isinstance(value, Address):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [_plain(element) for element in value]
+    return value
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(element) for element in value) + "]"
+    raise TypeError(f"no TOML for {type(value).__name__}")

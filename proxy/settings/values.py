@@ -1,0 +1,210 @@
+"""The settings as frozen values. Units stand last in each name.
+
+Each field is ``Annotated`` with a ``Says``: what its value means, and the limits that a value must keep. The
+loader checks the limits and ``config show`` prints the meaning, so an option is described once, here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Annotated
+
+from routing.topology import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Says:
+    """What a setting means, and which values of its type are allowed."""
+
+    meaning: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    choices: tuple[str, ...] = ()  # of a text; () means any text
+    is_secret: bool = False  # never printed
+    is_dialled: bool = False  # of addresses: connected to, so port 0 names nothing
+
+
+class CrossSlotTransactions(Enum):
+    REFUSE = "refuse"
+    PER_SLOT = "per_slot"
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DAY_SECONDS = 86_400.0
+DEFAULT_LISTENER_ADDRESS = Address("127.0.0.1", 7379)
+DEFAULT_ADMIN_ADDRESS = Address("127.0.0.1", 7380)
+DEFAULT_SEEDS = (Address("127.0.0.1", 7600),)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """One port that services connect to. Repeat the table for each further port."""
+
+    address: Annotated[
+        Address,
+        Says(
+            'Where to listen: "127.0.0.1:7379" for this machine alone, "0.0.0.0:7379" or "[::]:7379" for all.'
+        ),
+    ] = DEFAULT_LISTENER_ADDRESS
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """The cluster behind the proxy."""
+
+    seeds: Annotated[
+        tuple[Address, ...],
+        Says(
+            "The nodes to ask first. One that answers is enough: the others are discovered from it.",
+            is_dialled=True,
+        ),
+    ] = DEFAULT_SEEDS
+    username: Annotated[str, Says('The ACL user to be at the nodes. "" means the default user.')] = ""
+    password: Annotated[
+        str, Says('The password for the nodes. "" means that the nodes ask for none.', is_secret=True)
+    ] = ""
+    password_file: Annotated[
+        str, Says('A file that holds the password, instead of `password`. "" means none.')
+    ] = ""
+    connect_timeout_seconds: Annotated[
+        float,
+        Says(
+            "A node that has not accepted a connection after this time counts as unreachable.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 1.0
+    request_deadline_seconds: Annotated[
+        float,
+        Says(
+            "One request may take this long, all retries and redirections included; "
+            "then its client gets an error.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 5.0
+    refresh_interval_seconds: Annotated[
+        float,
+        Says(
+            "Time between two looks at the cluster while nothing happens. A redirection causes one at once.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 1.0
+    unsent_bytes_max: Annotated[
+        int,
+        Says(
+            "Bytes kept for one node that cannot be sent yet; past them, clients that use it are held back.",
+            at_least=1,
+        ),
+    ] = 64 * 1024 * 1024
+    private_connections_max: Annotated[
+        int,
+        Says(
+            "Connections to one node that serve a single client each: blocking commands, WATCH, "
+            "subscriptions. 0 means that such commands are refused.",
+            at_least=0,
+        ),
+    ] = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Limits on each client connection."""
+
+    password: Annotated[
+        str,
+        Says(
+            'The password that clients must give with AUTH. "" means that they need not authenticate.',
+            is_secret=True,
+        ),
+    ] = ""
+    password_file: Annotated[
+        str, Says('A file that holds the password, instead of `password`. "" means none.')
+    ] = ""
+    connections_max: Annotated[
+        int, Says("Client connections at one time, over all listeners; more are refused.", at_least=1)
+    ] = 20_000
+    open_requests_max: Annotated[
+        int,
+        Says(
+            "Unanswered requests of one client; past them it is not read until half are answered.", at_least=1
+        ),
+    ] = 1024
+    unsent_bytes_max: Annotated[
+        int,
+        Says(
+            "Reply bytes kept for one client; past them it is not read until half of them are sent.",
+            at_least=1,
+        ),
+    ] = 1024 * 1024
+    unsent_bytes_hard_max: Annotated[
+        int, Says("Reply bytes kept for one client; past them it is disconnected.", at_least=1)
+    ] = 256 * 1024 * 1024
+    request_bytes_max: Annotated[
+        int, Says("Bytes of one whole request; a larger one is refused.", at_least=1)
+    ] = 64 * 1024 * 1024
+    idle_timeout_seconds: Annotated[
+        float, Says("A client that sends nothing for this long is disconnected. 0 means never.", at_least=0)
+    ] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSettings:
+    """How commands that a cluster cannot run as they are get treated."""
+
+    cross_slot_transactions: Annotated[
+        CrossSlotTransactions,
+        Says(
+            'A MULTI over keys of several slots: "refuse" answers an error; "per_slot" runs one '
+            "transaction per slot, in order, so the whole is not atomic."
+        ),
+    ] = CrossSlotTransactions.REFUSE
+    script_cache_bytes_max: Annotated[
+        int,
+        Says(
+            "Bytes of the proxy's own copies of scripts, which heal NOSCRIPT after a failover. "
+            "0 means to keep none.",
+            at_least=0,
+        ),
+    ] = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """The admin port: health, metrics, topology."""
+
+    address: Annotated[Address, Says("Where the admin port listens.")] = DEFAULT_ADMIN_ADDRESS
+    token: Annotated[
+        str,
+        Says(
+            "What a caller must send as `Authorization: Bearer TOKEN`, /healthz aside. "
+            "Required when the address is not a loopback address.",
+            is_secret=True,
+        ),
+    ] = ""
+    token_file: Annotated[str, Says('A file that holds the token, instead of `token`. "" means none.')] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of them."""
+
+    log_level: Annotated[
+        str, Says("The least serious messages that are logged, on standard error.", choices=LOG_LEVELS)
+    ] = "info"
+    stop_deadline_seconds: Annotated[
+        float,
+        Says(
+            "After SIGTERM, what is in flight may take this long to finish; then it is cut off.",
+            at_least=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 10.0
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    listeners: tuple[ListenerSettings, ...] = field(default_factory=lambda: (ListenerSettings(),))
+    clients: ClientSettings = field(default_factory=ClientSettings)
+    commands: CommandSettings = field(default_factory=CommandSettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)

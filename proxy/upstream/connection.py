@@ -1,0 +1,267 @@
+"""One pipelined connection to one node, in the hub, shared by all clients or owned by one.
+
+It owns the socket, the bytes that wait to be sent and the queue of slots that the node owes replies for. It never
+decides where a request goes, nor what an error means: a direct slot's errors go to its client, others to the slot.
+
+Invariants
+- ``out`` holds the bytes of the last slots in ``owed``, in the same order: queueing does both in one step.
+- The reply that is read next belongs to ``owed[0]``; RESP3 pushes take no slot.
+- After ``close`` every slot was answered or told that it is lost, and nothing more is read or sent.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from proxy.hub import READ, WRITE, Endpoint, Hub
+from proxy.protocol.replies import BULK_LENGTHS, ONE_LINE, PUSH, FrameScanner, ReplyError
+from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
+from routing.redirect import needs_attention
+from routing.topology import Address
+
+RECEIVE_BYTES = 256 * 1024
+
+PushHandler = Callable[[bytes], None]
+
+
+class NodeConnection(Endpoint):
+    """A connection that has done its handshake. ``ready`` is what a dispatcher asks before it queues."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        sock: socket.socket,
+        address: Address,
+        *,
+        unsent_bytes_max: int,
+        on_closed: Callable[[NodeConnection, str], None],
+        on_ready: Callable[[], None] = lambda: None,
+        on_push: PushHandler | None = None,
+    ) -> None:
+        self.hub = hub
+        self.sock = sock
+        self.address = address
+        self.ready = True  # open, and its unsent bytes are within bounds
+        self.is_closed = False
+        self.dirty = False
+        self.out: list[bytes] = []
+        self.owed: deque[Slot] = deque()
+        self.queued_total = 0  # slots ever queued up to the last watch; see overdue()
+        self.answered_total = 0
+        self._backlog: deque[bytes] = (
+            deque()
+        )  # taken from out, not yet by the kernel; empty while all is well
+        self._backlog_bytes = 0
+        self._unsent_bytes_max = unsent_bytes_max
+        self._unread: list[bytes] = []  # an incomplete frame, in the chunks it came in
+        self._unread_bytes = 0
+        self._needed = 0  # bytes that make looking at _unread worth while
+        self._scanner = FrameScanner()
+        self._on_closed = on_closed
+        self._on_ready = on_ready
+        self._on_push = on_push
+        self._marks: deque[tuple[float, int]] = deque()  # (time, queued_total then)
+        hub.add(self)
+
+    # -- requests
+
+    def queue(self, slot: Slot) -> None:
+        """Owe ``slot`` a reply and send its bytes at the end of the turn."""
+        self.owed.append(slot)
+        self.out.append(slot.raw)
+        if not self.dirty:
+            self.hub.touched(self)
+
+    def queue_asking(self, slot: Slot) -> None:
+        """ASKING and the request, in one step: nothing can come between them."""
+        self.owed.append(Discard(ASKING))
+        self.out.append(ASKING)
+        self.queue(slot)
+
+    async def request(self, raw: bytes, *, asking: bool = False) -> bytes:
+        """The raw reply to one request. Raises ConnectionLostError.
+
+        If cancelled, the command may have run; its reply is discarded.
+        """
+        waiter = Waiter(raw)
+        if self.is_closed:
+            waiter.on_lost(False, self)
+        elif asking:
+            self.queue_asking(waiter)
+        else:
+            self.queue(waiter)
+        return await waiter.wait_reply()
+
+    # -- sending
+
+    def flush(self) -> None:
+        out = self.out
+        if not out or self.is_closed:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        if self._backlog:
+            self._keep(data)
+            return
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._keep(data)
+            self.close(f"send failed: {error}")
+            return
+        if sent != len(data):
+            self._keep(data[sent:])
+            self.hub.watch(self, READ | WRITE)
+
+    def _keep(self, data: bytes) -> None:
+        self._backlog.append(data)
+        self._backlog_bytes += len(data)
+        self.ready = self._backlog_bytes <= self._unsent_bytes_max
+
+    def on_writable(self) -> None:
+        try:
+            while self._backlog:
+                data = self._backlog[0]
+                sent = self.sock.send(data)
+                self._backlog_bytes -= sent
+                if sent != len(data):
+                    self._backlog[0] = data[sent:]
+                    break
+                self._backlog.popleft()
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self.close(f"send failed: {error}")
+            return
+        if not self.ready and self._backlog_bytes <= self._unsent_bytes_max // 2:
+            self.ready = True
+            self._on_ready()
+        if not self._backlog:
+            self.hub.watch(self, READ)
+
+    # -- receiving
+
+    def on_readable(self) -> None:
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(f"receive failed: {error}")
+            return
+        if not data:
+            self.close("closed by the node")
+            return
+        if self._unread:
+            self._unread.append(data)
+            self._unread_bytes += len(data)
+            if self._unread_bytes < self._needed:
+                return
+            data = b"".join(self._unread)
+            self._unread.clear()
+        try:
+            at = self._read_replies(data)
+        except ReplyError as error:
+            self.close(f"framing lost: {error}")
+            return
+        if at < len(data):
+            self._unread.append(data[at:] if at else data)
+            self._unread_bytes = len(data) - at
+
+    def _read_replies(self, buffer: bytes) -> int:
+        """Hand out the complete frames in ``buffer``; the offset of the first incomplete one."""
+        at, size = 0, len(buffer)
+        find = buffer.find
+        length_of = BULK_LENGTHS.get
+        owed = self.owed
+        next_slot = owed.popleft
+        dirty = self.hub.dirty
+        answered = 0
+        while at < size:
+            kind = buffer[at]
+            line_end = find(b"\r\n", at)
+            if line_end < 0:
+                self._needed = size - at + 1
+                break
+            if kind == 36:
+                length = length_of(buffer[at + 1 : line_end])
+                if length is None:
+                    length = int(buffer[at + 1 : line_end])
+                end = line_end + 2 if length < 0 else line_end + length + 4
+                if end > size:
+                    self._needed = end - at
+                    break
+            elif kind in ONE_LINE:
+                end = line_end + 2
+            else:
+                end = self._scanner.end_of(buffer, at)
+                if end < 0:
+                    self._needed = self._scanner.needed
+                    break
+            reply = buffer[at:end]
+            at = end
+            if kind == PUSH:
+                if self._on_push is not None:
+                    self._on_push(reply)
+                continue
+            if not owed:
+                raise ReplyError(f"a reply that nothing asked for: {reply[:40]!r}")
+            slot = next_slot()
+            answered += 1
+            if slot.direct and (kind != 45 or not needs_attention(reply)):
+                slot.reply = reply  # type: ignore[attr-defined]  # direct slots are ReplySlots; a cast costs time
+                requester = slot.requester
+                if not requester.dirty:  # type: ignore[union-attr]
+                    requester.dirty = True  # type: ignore[union-attr]
+                    dirty.append(requester)  # type: ignore[arg-type]
+            else:
+                slot.on_reply(reply, self)
+                if self.is_closed:  # the handler ended this connection
+                    return size
+        self.answered_total += answered
+        return at
+
+    # -- health
+
+    def overdue(self, now: float, deadline_seconds: float) -> bool:
+        """Whether a request has waited longer than ``deadline_seconds``. Called at a steady beat.
+
+        No request carries a time: each call notes how many were queued by now, and a note of more than the
+        deadline ago that counts more than were answered since means that one of those still waits.
+        """
+        self.queued_total = self.answered_total + len(self.owed)
+        self._marks.append((now, self.queued_total))
+        overdue = False
+        while self._marks and self._marks[0][0] <= now - deadline_seconds:
+            overdue = self._marks.popleft()[1] > self.answered_total
+        return overdue
+
+    # -- ending
+
+    def close(self, reason: str) -> None:
+        """End the connection and tell every owed slot. Requests of which no byte left are told so."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.ready = False
+        unsent = self._backlog_bytes + sum(map(len, self.out))
+        self.out.clear()
+        self._backlog.clear()
+        self.hub.remove(self)
+        self.sock.close()
+        owed, self.owed = self.owed, deque()
+        sent_flags = []
+        for slot in reversed(owed):
+            # Within the unsent tail, and not only in part: the node never saw a byte of it.
+            sent_flags.append(unsent < len(slot.raw))
+            unsent = max(0, unsent - len(slot.raw))
+        for slot, sent in zip(owed, reversed(sent_flags), strict=True):
+            slot.on_lost(sent, self)
+        self._on_closed(self, reason)
+
+    def on_fault(self, error: Exception) -> None:
+        self.close(f"internal fault: {error!r}")

@@ -1,0 +1,134 @@
+"""The shared connections: one to each node and RESP version, kept open by a task of its own.
+
+A keeper connects, waits until the connection ends, and connects again with a growing pause. Who needs to know
+that a connection came or went is told by ``on_change``; who waits for one to come awaits ``changed``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+import trio
+
+from proxy.log import get_logger
+from proxy.upstream.connect import ConnectError, Dialer
+from proxy.upstream.connection import NodeConnection
+from routing.topology import Address
+
+RECONNECT_SECONDS_FIRST = 0.02
+RECONNECT_SECONDS_MAX = 1.0
+WATCH_SECONDS = 0.1  # the beat at which overdue requests are looked for
+
+log = get_logger(__name__)
+
+Key = tuple[Address, int]  # a node and a RESP version
+
+
+class Nodes:
+    """Shared connections by (address, RESP version). ``nursery`` runs the keepers."""
+
+    def __init__(self, dialer: Dialer, nursery: trio.Nursery, request_deadline_seconds: float) -> None:
+        self.dialer = dialer
+        self.on_change: Callable[[], None] = lambda: None
+        self.connect_failures_total = 0
+        self.overdue_total = 0
+        self._nursery = nursery
+        self._deadline_seconds = request_deadline_seconds
+        self._keepers: dict[Key, trio.CancelScope] = {}
+        self._connections: dict[Key, NodeConnection] = {}
+        self._failures: dict[Key, str] = {}  # why there is no connection now
+        self._changed = trio.Event()
+
+    def connection(self, address: Address, resp: int) -> NodeConnection | None:
+        """The open shared connection, or None while there is none."""
+        return self._connections.get((address, resp))
+
+    def failure(self, address: Address) -> str:
+        """Why ``address`` has no connection, for error texts; "" when it has one or was not tried."""
+        return next((text for (known, _), text in self._failures.items() if known == address), "")
+
+    def connections(self) -> Iterable[NodeConnection]:
+        return self._connections.values()
+
+    def ensure(self, address: Address, resp: int) -> None:
+        """Keep a connection to this node open from now on."""
+        key = (address, resp)
+        if key not in self._keepers:
+            scope = self._keepers[key] = trio.CancelScope()
+            self._nursery.start_soon(self._keep, key, scope)
+
+    def retain(self, addresses: Iterable[Address]) -> None:
+        """Let go of the connections to all other nodes, once what they owe is answered."""
+        wanted = set(addresses)
+        for key, scope in list(self._keepers.items()):
+            if key[0] not in wanted:
+                del self._keepers[key]
+                scope.cancel()
+
+    async def wait_change(self) -> None:
+        """Return when a connection has come or gone, or takes requests again."""
+        await self._changed.wait()
+
+    def notify(self) -> None:
+        """Tell who waits that something changed that may let a request through."""
+        self._changed.set()
+        self._changed = trio.Event()
+        self.on_change()
+
+    async def watch(self) -> None:
+        """Close connections that owe a reply for longer than the request deadline. Runs until cancelled."""
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            now = trio.current_time()
+            for connection in list(self._connections.values()):
+                if connection.overdue(now, self._deadline_seconds):
+                    self.overdue_total += 1
+                    connection.close(f"no reply within {self._deadline_seconds:g} s")
+
+    async def _keep(self, key: Key, scope: trio.CancelScope) -> None:
+        address, resp = key
+        pause = RECONNECT_SECONDS_FIRST
+        connection: NodeConnection | None = None
+        with scope:
+            while True:
+                ended = trio.Event()
+
+                def on_closed(closed: NodeConnection, reason: str, ended: trio.Event = ended) -> None:
+                    log.warning("node_disconnected", node=str(address), resp=resp, reason=reason)
+                    if self._connections.get(key) is closed:
+                        del self._connections[key]
+                    self._failures[key] = reason
+                    ended.set()
+                    self.notify()
+
+                try:
+                    connection = await self.dialer.open(
+                        address, resp=resp, on_closed=on_closed, on_ready=self.notify
+                    )
+                except ConnectError as error:
+                    self.connect_failures_total += 1
+                    if self._failures.get(key) != str(error):
+                        log.warning("node_unreachable", node=str(address), resp=resp, error=str(error))
+                    self._failures[key] = str(error)
+                    await trio.sleep(pause * (0.5 + random.random() / 2))
+                    pause = min(pause * 2, RECONNECT_SECONDS_MAX)
+                    continue
+                pause = RECONNECT_SECONDS_FIRST
+                self._connections[key] = connection
+                self._failures.pop(key, None)
+                log.info("node_connected", node=str(address), resp=resp)
+                self.notify()
+                await ended.wait()
+                await trio.sleep(pause)
+        # No longer wanted: the node left the view. What it still owes gets its deadline, then the end.
+        self._failures.pop(key, None)
+        if connection is not None and not connection.is_closed:
+            if self._connections.get(key) is connection:
+                del self._connections[key]
+            try:
+                with trio.move_on_after(self._deadline_seconds):
+                    while connection.owed:
+                        await trio.sleep(WATCH_SECONDS)
+            finally:
+                connection.close("the node left the cluster")

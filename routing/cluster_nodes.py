@@ -1,0 +1,162 @@
+"""Reads what a node says of the cluster: CLUSTER NODES, CLUSTER INFO and Valkey 9's CLUSTER GETSLOTMIGRATIONS.
+
+CLUSTER NODES is asked of every engine, because it alone carries config epochs, and a node's own line alone
+carries its open slots. Source: the engines' documentation of the commands, and what servers were seen to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from routing.slot import SLOT_COUNT
+from routing.topology import Address, Node, Role
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLine:
+    """One line of CLUSTER NODES."""
+
+    node: Node
+    slot_ranges: tuple[tuple[int, int], ...] = ()  # inclusive
+    migrating: tuple[tuple[int, str], ...] = ()  # (slot, id of the target); only a node's own line has them
+    importing: tuple[tuple[int, str], ...] = ()  # (slot, id of the source)
+
+
+@dataclass(frozen=True, slots=True)
+class AtomicMigration:
+    """One running job of Valkey's atomic slot migration, as the source or the target tells it."""
+
+    name: str
+    slot_ranges: tuple[tuple[int, int], ...]
+    source_id: str
+    target_id: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one node said at one time."""
+
+    myself: NodeLine
+    others: tuple[NodeLine, ...]
+    current_epoch: int
+    is_cluster_ok: bool
+    atomic_migrations: tuple[AtomicMigration, ...] = ()
+
+
+class ReportError(ValueError):
+    """A node's answer is not what the command is documented to give."""
+
+
+def parse_nodes(text: str, asked: Address) -> tuple[NodeLine, tuple[NodeLine, ...]]:
+    """(the node's own line, the others'). An address that the node does not know of itself becomes ``asked``.
+
+    Nodes without address, or in handshake, are left out: they cannot be reached yet. Raises ReportError.
+    """
+    myself: NodeLine | None = None
+    others: list[NodeLine] = []
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) < 8:
+            raise ReportError(f"CLUSTER NODES of {asked}: a line with {len(fields)} fields: {line[:100]!r}")
+        flags = fields[2].split(",")
+        if "noaddr" in flags or "handshake" in flags:
+            continue
+        is_myself = "myself" in flags
+        node_line = _parse_line(fields, flags, asked, is_myself)
+        if is_myself:
+            myself = node_line
+        else:
+            others.append(node_line)
+    if myself is None:
+        raise ReportError(f"CLUSTER NODES of {asked} does not name the node itself")
+    return myself, tuple(others)
+
+
+def _parse_line(fields: Sequence[str], flags: Sequence[str], asked: Address, is_myself: bool) -> NodeLine:
+    try:
+        endpoint, _, extras = fields[1].partition(",")
+        address = Address.parse(endpoint.partition("@")[0])
+        if is_myself and not address.host:
+            address = Address(asked.host, address.port or asked.port)
+        node = Node(
+            id=fields[0],
+            address=address,
+            role=Role.PRIMARY if "master" in flags else Role.REPLICA,
+            primary_id=None if fields[3] == "-" else fields[3],
+            config_epoch=int(fields[6]),
+            is_failing="fail" in flags or "fail?" in flags,
+            is_linked=is_myself or fields[7] == "connected",
+            hostname="" if "=" in extras.partition(",")[0] else extras.partition(",")[0],
+        )
+        owned: list[tuple[int, int]] = []
+        migrating: list[tuple[int, str]] = []
+        importing: list[tuple[int, str]] = []
+        for part in fields[8:]:
+            if part.startswith("["):
+                slot, arrow, other = part[1:-1].partition("->-")
+                if arrow:
+                    migrating.append((int(slot), other))
+                else:
+                    slot, _, other = part[1:-1].partition("-<-")
+                    importing.append((int(slot), other))
+            else:
+                low, _, high = part.partition("-")
+                owned.append((int(low), int(high or low)))
+    except ValueError as error:
+        raise ReportError(f"CLUSTER NODES of {asked}: {error}") from error
+    if any(not 0 <= low <= high < SLOT_COUNT for low, high in owned):
+        raise ReportError(f"CLUSTER NODES of {asked}: slots out of range for node {node.id}")
+    return NodeLine(node, tuple(owned), tuple(migrating), tuple(importing))
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """``name:value`` lines, as INFO and CLUSTER INFO give them; headings are skipped."""
+    pairs = (line.partition(":") for line in text.splitlines() if ":" in line and not line.startswith("#"))
+    return {name: value.strip() for name, _, value in pairs}
+
+
+FINISHED_STATES = frozenset({"success", "failed", "cancelled", "canceled"})
+
+
+def parse_atomic_migrations(jobs: Sequence[Any]) -> tuple[AtomicMigration, ...]:
+    """The jobs that still run, from CLUSTER GETSLOTMIGRATIONS as decoded (a map, or a flat list, a job).
+
+    Raises ReportError when a job lacks what the documentation promises.
+    """
+    running = []
+    for job in jobs:
+        fields = _fields(job)
+        try:
+            state = fields["state"]
+            if state.lower() in FINISHED_STATES:
+                continue
+            slot_ranges = []
+            for part in fields["slot_ranges"].split():
+                low, _, high = part.partition("-")
+                slot_ranges.append((int(low), int(high or low)))
+            running.append(
+                AtomicMigration(
+                    name=fields["name"],
+                    slot_ranges=tuple(slot_ranges),
+                    source_id=fields["source_node"],
+                    target_id=fields["target_node"],
+                    state=state,
+                )
+            )
+        except (KeyError, ValueError) as error:
+            raise ReportError(f"CLUSTER GETSLOTMIGRATIONS: {error!r} in {fields!r:.200}") from error
+    return tuple(running)
+
+
+def _fields(job: Any) -> dict[str, str]:
+    pairs = job.items() if isinstance(job, Mapping) else zip(job[::2], job[1::2], strict=True)
+    return {_text(name): _text(value) for name, value in pairs}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
