@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Cluster:
         async with self.connection(address) as connection:
             return await connection.call(*parts)
 
-    def connection(self, address: Address | Node) -> Any:
+    def connection(self, address: Address | Node) -> AbstractAsyncContextManager[Connection]:
         """A connection for the length of an ``async with`` block."""
         return connected(address.address if isinstance(address, Node) else address)
 
