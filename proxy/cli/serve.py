@@ -51,10 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
+    failures: list[BaseException] = []
     try:
         await Proxy(settings).run()
     except* OSError as group:
-        for error in flatten(group):
-            print(f"steadyread serve: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    return 0
+        failures += leaves(group)
+    for failure in failures:
+        print(f"steadyread serve: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The exceptions of a group of groups."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
