@@ -290,6 +290,12 @@ class _Show:
         for name, tally in self.tallies.items():
             for words in tally.examples.values():
                 self._console.print(f"{name}, for example: {words}", highlight=False, markup=False)
+        if self.tallies[PLAIN].is_clean:
+            self._console.print(
+                "The plain client saw nothing wrong: from Valkey 8 on, replicas redirect reads of a slot that"
+                " moves. Those of Redis up to 8.0 answer nil: try --engine redis-server",
+                highlight=False,
+            )
         verdict = "no wrong read and no error" if self.tallies[STEADY].is_clean else "WRONG READS OR ERRORS"
         self._console.print(f"Steadyread: {verdict}", highlight=False)
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Cluster:
         async with self.connection(address) as connection:
             return await connection.call(*parts)
 
-    def connection(self, address: Address | Node) -> Any:
+    def connection(self, address: Address | Node) -> AbstractAsyncContextManager[Connection]:
         """A connection for the length of an ``async with`` block."""
         return connected(address.address if isinstance(address, Node) else address)
 
@@ -135,8 +135,10 @@ class Cluster:
         await wait_answering(node)
 
     async def wait_same_map(self) -> None:
-        """Return once every running node, replicas too, shows the same slots and the same replicas of each
-        primary, and no slot is on the move. Raises ClusterError after 60 s."""
+        """Return once every running node, replicas too, shows the same map, and no slot is on the move.
+
+        The map is which slots each node has and whose replica it is. Raises ClusterError after 60 s.
+        """
         with _deadline("the nodes do not agree on the map") as say:
             while True:
                 maps = await self._maps()
@@ -147,7 +149,10 @@ class Cluster:
 
     async def wait_serving(self) -> None:
         """Return once every running node shows the same map and serves it, and every replica's link is up.
-        Raises ClusterError after 60 s."""
+
+        After a kill that is so until the others notice: wait for the replica's promotion first.
+        Raises ClusterError after 60 s.
+        """
         await self.wait_same_map()
         with _deadline("the cluster does not serve") as say:
             for node in self._running_nodes():

@@ -25,6 +25,7 @@ from proxy.embedded.cluster import (
     choose_ports,
     form,
     lay_out,
+    log_end,
     missing_to_serve,
 )
 from proxy.embedded.connection import ConnectionLost, ServerError, connected
@@ -35,6 +36,7 @@ RECORD = "cluster.json"
 _PID_FILE = "node.pid"
 _DAEMON = ("--daemonize", "yes", "--pidfile", _PID_FILE, "--logfile", "server.log")
 _ANSWER_SECONDS = 2.0  # a node that takes longer is reported as one that does not answer
+_START_SECONDS = 10.0
 _END_SECONDS = 10.0
 
 
@@ -169,16 +171,26 @@ async def _is_server_of(node: Node, pid: int) -> bool:
 
 
 async def _start_daemon(cluster: Cluster, node: Node) -> None:
-    done = await trio.run_process(
-        [*cluster.engine.server, "node.conf", *cluster.extra],
-        cwd=node.directory,
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        words = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()[-3:]
-        raise ClusterError(f"{node}: the server did not start: {' / '.join(words)}")
+    """Return once the server runs on its own and its process id is known. Raises ClusterError.
+
+    Shielded: a server that was started but is not known yet could not be stopped.
+    """
+    with trio.move_on_after(_START_SECONDS) as patience:
+        patience.shield = True
+        done = await trio.run_process(
+            [*cluster.engine.server, "node.conf", *cluster.extra],
+            cwd=node.directory,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            words = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()[-3:]
+            raise ClusterError(f"{node}: the server did not start: {' / '.join(words)}")
+        while await node_pid(node) is None:
+            await trio.sleep(0.005)
+        return
+    raise ClusterError(f"{node}: the server did not start: {log_end(node.log)}")
 
 
 def _write_record(cluster: Cluster) -> None:
