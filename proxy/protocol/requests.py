@@ -12,6 +12,7 @@ differently from us; on a connection that clients share this would hand one clie
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from routing.command import Command
@@ -115,6 +116,9 @@ def parse_length(digits: bytes) -> int:
     return int(digits)
 
 
+_NEGATIVE = re.compile(rb"-[1-9][0-9]{0,17}")
+
+
 @dataclass(slots=True)
 class _Partial:
     """A multibulk request whose end has not come yet. Offsets are relative to the frame's first byte."""
@@ -152,13 +156,15 @@ class RequestParser:
             end = self._line_end(buffer, at + 1, at, "too big mbulk count string")
             if end < 0:
                 return None
-            digits = buffer[at + 1 : end]
-            count = parse_length(digits.removeprefix(b"-"))
-            if count < 0 or (count > self._limits.arguments_max and not digits.startswith(b"-")):
+            digits = bytes(buffer[at + 1 : end])
+            if _NEGATIVE.fullmatch(digits):  # as Redis: an empty request
+                return [], end + 2
+            count = parse_length(digits)
+            if count < 0 or count > self._limits.arguments_max:
                 raise ProtocolError("Protocol error: invalid multibulk length")
             if count > UNAUTHENTICATED_ARGUMENTS_MAX and not authenticated:
                 raise ProtocolError("Protocol error: unauthenticated multibulk length")
-            if count == 0 or digits.startswith(b"-"):
+            if count == 0:
                 return [], end + 2
             self._partial = _Partial(count, end + 2 - at, [])
         return self._parse_arguments(buffer, at, self._partial, authenticated)
@@ -232,6 +238,7 @@ class RequestParser:
 _ESCAPES = {ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t", ord("b"): b"\b", ord("a"): b"\a"}
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _SPACE = frozenset(b" \t\n\v\f\r\0")
+_WORD_END = frozenset(b" \t\n\r\0")  # as Redis: the other spaces stand between words, but end none
 
 
 def split_inline(line: bytes) -> list[bytes] | None:
@@ -268,7 +275,7 @@ def split_inline(line: bytes) -> list[bytes] | None:
                     return None
                 quote = 0
                 break
-            if byte in _SPACE:
+            if byte in _WORD_END:
                 break
             if byte in (34, 39):
                 quote = byte
