@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from proxy.cli.main import Subparsers
 
 ANSWER_TIMEOUT_SECONDS = 10.0
-ANSWER_BYTES_MAX = 16 * 1024 * 1024
 RANGES_SHOWN_MAX = 8  # of one shard, in the table
 
 EXAMPLES = """\
@@ -83,16 +82,20 @@ def ask(address: Address, path: str, *, token: str) -> dict[str, Any]:
     connection = http.client.HTTPConnection(address.host, address.port, timeout=ANSWER_TIMEOUT_SECONDS)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        body = response.read(ANSWER_BYTES_MAX)
-    except TimeoutError:
-        raise AskError(f"{address} did not answer within {ANSWER_TIMEOUT_SECONDS:g} seconds") from None
+        connection.connect()
     except OSError as error:
         raise AskError(
             f"no proxy answers at {address}: {error.strerror or error}. "
             "Is one running? --admin HOST:PORT names another admin port"
         ) from error
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+    except TimeoutError:
+        raise AskError(f"{address} did not answer within {ANSWER_TIMEOUT_SECONDS:g} seconds") from None
+    except (OSError, http.client.IncompleteRead) as error:
+        raise AskError(f"what listens at {address} broke the connection before it had answered") from error
     except http.client.HTTPException as error:
         raise AskError(f"what listens at {address} is no admin port: it does not speak HTTP") from error
     finally:
@@ -137,14 +140,14 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
         replicas = "\n".join(_shown_node(replica) for replica in shard["replicas"]) or "none"
         table.add_row(str(index), slots, Text(_shown_node(shard["primary"])), Text(replicas))
     shown: list[RenderableType] = [table]
-    for migration in facts["migrations"]:
-        shown.append(
-            Text(
-                f"migration ({migration['kind']}): {migration['slot_count']} slots "
-                f"({_shown_ranges(migration['slot_ranges'])}) "
-                f"from {names.of(migration['source_id'])} to {names.of(migration['target_id'])}"
-            )
+    shown.extend(
+        Text(
+            f"migration ({migration['kind']}): {migration['slot_count']} slots "
+            f"({_shown_ranges(migration['slot_ranges'])}) "
+            f"from {names.of(migration['source_id'])} to {names.of(migration['target_id'])}"
         )
+        for migration in facts["migrations"]
+    )
     if not facts["migrations"]:
         shown.append(Text("no slot is migrating"))
     if facts["unowned_count"]:

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +73,7 @@ class Cluster:
     directory: Path
     nodes: tuple[Node, ...]
     extra: tuple[str, ...] = ()  # further words of each server's command line
-    _guard: Guard | None = field(default=None, repr=False)
+    guard: Guard | None = field(default=None, repr=False)
 
     @property
     def primaries(self) -> tuple[Node, ...]:
@@ -151,29 +151,49 @@ class Cluster:
         await self.wait_same_map()
         with _deadline("the cluster does not serve") as say:
             for node in self._running_nodes():
-                while missing := await _missing_to_serve(node):
+                while missing := await missing_to_serve(node):
                     say(f"{node}: {missing}")
                     await trio.sleep(_POLL_SECONDS)
+
+    async def wait_replicas_listed(self, primaries: Iterable[Address]) -> None:
+        """Return once the first node's CLUSTER SLOTS lists every replica of these primaries.
+
+        From Redis 7.0 on a replica is left out until gossip tells of an offset above 0, so its shard must
+        have been written to; until then clients that learn of replicas there read at primaries.
+        Raises ClusterError after 60 s.
+        """
+        with _deadline("CLUSTER SLOTS lists not every replica") as say:
+            for primary in primaries:
+                wanted = sum(node.primary is self.node_at(primary) for node in self.nodes)
+                while (listed := await self._replicas_listed(primary)) < wanted:
+                    say(f"{listed} of {wanted} of {primary}")
+                    await trio.sleep(_POLL_SECONDS)
+
+    async def _replicas_listed(self, primary: Address) -> int:
+        for _, _, first, *replicas in await self.call(self.nodes[0], "CLUSTER", "SLOTS"):
+            if (first[0].decode(), first[1]) == primary:
+                return len(replicas)
+        return 0
 
     async def _maps(self) -> list[NodeMap]:
         return [await self.map_at(node) for node in self._running_nodes()]
 
     def _running_nodes(self) -> tuple[Node, ...]:
-        if self._guard is None:
+        if self.guard is None:
             return self.nodes  # detached: all are expected to run
         return tuple(node for node in self.nodes if node.process is not None and not node.is_frozen)
 
     def _spawn(self, node: Node) -> None:
         """No await until the guard knows the process."""
-        if self._guard is None:
+        if self.guard is None:
             raise ClusterError("a detached cluster's nodes are started together")
         command = [*self.engine.server, "node.conf", *self.extra]
-        node.process = self._guard.spawn(command, node.directory, node.log)
+        node.process = self.guard.spawn(command, node.directory, node.log)
 
     def _forget(self, node: Node) -> None:
-        assert self._guard is not None
+        assert self.guard is not None
         assert node.process is not None
-        self._guard.forget(node.process)
+        self.guard.forget(node.process)
         node.process = None
         node.is_frozen = False
 
@@ -211,7 +231,7 @@ async def running_cluster(
     guard = Guard(remove=where if directory is None else None)
     try:
         cluster = lay_out(engine, ports, primaries, where, node_timeout_ms, extra)
-        cluster._guard = guard
+        cluster.guard = guard
         try:
             for node in cluster.nodes:
                 cluster._spawn(node)
@@ -338,10 +358,10 @@ async def _replicate(cluster: Cluster, replica: Node) -> None:
 
 async def wait_answering(node: Node) -> None:
     """Return once the node answers PING. Raises ClusterError with the end of its log when it ended."""
-    with _deadline(f"{node} does not answer") as say:
+    with _deadline(f"{node} does not answer, see {node.log},") as say:
         while True:
             if node.process is not None and node.process.poll() is not None:
-                raise ClusterError(f"{node}: the server ended at its start: {log_end(node)}")
+                raise ClusterError(f"{node}: the server ended at its start: {log_end(node.log)}")
             try:
                 async with connected(node.address) as connection:
                     await connection.call("PING")
@@ -352,14 +372,14 @@ async def wait_answering(node: Node) -> None:
                 return
 
 
-def log_end(node: Node) -> str:
-    """The last lines of the node's log, for an error message."""
-    if not node.log.exists():
+def log_end(log: Path) -> str:
+    """The last lines of a log, for an error message."""
+    if not log.exists():
         return "it wrote no log"
-    return " / ".join(node.log.read_text(errors="replace").strip().splitlines()[-3:])
+    return " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
 
 
-async def _missing_to_serve(node: Node) -> str:
+async def missing_to_serve(node: Node) -> str:
     """What keeps the node from serving; empty when nothing does."""
     async with connected(node.address) as connection:
         state = _fields(await connection.call("CLUSTER", "INFO"))

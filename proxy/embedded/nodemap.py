@@ -49,6 +49,11 @@ class NodeMap:
         """The node's slots; none when the teller does not know it."""
         return next((line.slots for line in self.lines if line.id == node_id), frozenset())
 
+    @property
+    def owned_by_teller(self) -> frozenset[int]:
+        """The slots of the node that told."""
+        return next((line.slots for line in self.lines if "myself" in line.flags), frozenset())
+
     def owner_of(self, slot: int) -> NodeLine:
         """The primary that owns the slot. Raises LookupError when none does."""
         for line in self.lines:

@@ -74,12 +74,12 @@ class SplitSlot(RequestSlot):
         self.open_requests = open_requests
         self.arguments = arguments
         self.rule = rule
-        self.parts: list[Part] = []
+        self.parts = _parts(self)
         self.pending = 0
 
     def keys(self) -> set[bytes]:
         step = self.rule.step
-        if self.reply is not None or not self.parts:
+        if self.reply is not None:
             return set(self.arguments[1::step])
         return {key for part in self.parts if part.reply is None for key in part.words[1::step]}
 
@@ -96,9 +96,6 @@ class SplitSlot(RequestSlot):
 
     async def resolve(self, exchange: Exchange, resp: int) -> bytes:
         """Do the unanswered parts key by key, then merge."""
-        if not self.parts:
-            self.parts = _parts(self)
-
         async def one(part: Part, single: Part) -> None:
             single.reply = await exchange.execute(
                 single.raw, part.hash_slot, resp=resp, repeatable=self.command.is_readonly
@@ -158,27 +155,22 @@ def _parts(slot: SplitSlot) -> list[Part]:
     return list(by_hash_slot.values())
 
 
-def dispatch_split(open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes) -> bool:
-    """Send a splittable command of one client. False: put it back, the client is held now."""
-    rule = SPLIT_RULES[command.name]
-    slot = SplitSlot(open_requests, command, arguments, rule)
-    slot.parts = _parts(slot)
-    connections = [open_requests.routes[part.hash_slot] for part in slot.parts]
-    if all(isinstance(connection, NodeConnection) and connection.ready for connection in connections):
-        slot.pending = len(slot.parts)
-        open_requests.slots.append(slot)
-        if len(slot.parts) == 1:
-            slot.parts[0].raw = raw
-        for part, connection in zip(slot.parts, connections, strict=True):
-            assert isinstance(connection, NodeConnection)
-            connection.queue(part)
-        return True
-    if open_requests.in_flight():
-        open_requests.hold_until_drained()
-        return False
+def dispatch_split(
+    open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes
+) -> None:
+    """Send a splittable command of one client, each part to its slot's node."""
+    slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
     open_requests.slots.append(slot)
-    open_requests.retry(slot, "a slot of the command is moving or its node takes no requests")
-    return True
+    connections = [open_requests.routes[part.hash_slot] for part in slot.parts]
+    if not all(isinstance(connection, NodeConnection) and connection.ready for connection in connections):
+        open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")
+        return
+    slot.pending = len(slot.parts)
+    if slot.pending == 1:
+        slot.parts[0].raw = raw
+    for part, connection in zip(slot.parts, connections, strict=True):
+        assert isinstance(connection, NodeConnection)
+        connection.queue(part)
 
 
 def _merge_values(parts: Sequence[Part], count: int) -> bytes:

@@ -202,15 +202,17 @@ class ClientConnection(OpenRequests):
 
     def _command(self, arguments: list[bytes], raw: bytes) -> None:
         command = lookup(arguments)
+        if (closed := answers.gate(self, command)) is not None:
+            self._reply(command or _QUIT, closed)
+            return
         failure = refusal(command, arguments)
         if command is None or failure is not None:
-            self._answer_failure(arguments, failure or "ERR unknown command")
+            if self.transaction is not None:
+                self.transaction.failed = True
+            self._reply(_QUIT, encode.error(failure or "ERR unknown command"))
             return
         name = command.name
         self._last_command = command
-        if (closed := answers.gate(self, name)) is not None:
-            self._reply(command, closed)
-            return
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
         elif (handler := _HANDLERS.get(name)) is not None:
@@ -592,13 +594,6 @@ class ClientConnection(OpenRequests):
         self.slots.append(slot)
         self._mute(len(self.slots) - 1)
         self.hub.touched(self)
-
-    def _answer_failure(self, arguments: list[bytes], failure: str) -> None:
-        if not self.authenticated:
-            failure = "NOAUTH Authentication required."
-        if self.transaction is not None:
-            self.transaction.failed = True
-        self._reply(_QUIT, encode.error(failure))
 
     def _work(self, command: Command, work: Work, *, cancel_on_close: bool = False) -> None:
         slot_count = len(self.slots)

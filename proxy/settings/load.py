@@ -19,7 +19,6 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
-from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path as FilePath
 
@@ -45,7 +44,6 @@ _KUBERNETES_VARIABLE = re.compile(
     r"STEADYREAD_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)"
 )
 _KUBERNETES_PORT_VARIABLE = re.compile(r"STEADYREAD_(?:[A-Z0-9_]+_)?PORT")  # then the value is tcp://...
-_SECRET_WORD = re.compile(r"pass|pw|token|secret|auth|cred|key", re.IGNORECASE)
 
 
 class Source(IntEnum):
@@ -238,17 +236,17 @@ class _Loading:
             elif entry.is_array:
                 if not isinstance(value, list) or not all(isinstance(element, dict) for element in value):
                     message = f"is a list of tables; write {entry.header}"
-                    self._complain(origin_of(here), here, _shown(value), message)
+                    self._complain(origin_of(here), here, None, message)
                     continue
                 self._array_counts[here] = len(value)
                 if not value:
-                    self._complain(origin_of(here), here, "[]", f"give at least one {entry.header} table")
+                    self._complain(origin_of(here), here, None, f"give at least one {entry.header} table")
                 for index, element in enumerate(value):
                     self._add_table(element, entry, (*here, index), origin_of)
             elif isinstance(value, dict):
                 self._add_table(value, entry, here, origin_of)
             else:
-                self._complain(origin_of(here), here, _shown(value), f"is a table; write {entry.header}")
+                self._complain(origin_of(here), here, None, f"is a table; write {entry.header}")
 
     def _add_value(self, option: Option, path: Path, value: object, origin_of: _OriginOf) -> None:
         try:
@@ -452,6 +450,7 @@ class _Loading:
             self._complain(origin, path, value, message)
 
     def _complain_unknown(self, origin: Origin, table: Table, path: Path, value: object) -> None:
+        """Does not show the value: what a misspelt name holds may be a secret."""
         key = str(path[-1])
         if isinstance(value, dict | list) and len(path) == 1:
             tables = [name for name, entry in table.entries.items() if isinstance(entry, Table)]
@@ -465,14 +464,7 @@ class _Loading:
             hint = f"; there is {' and '.join(dotted(below).replace('[0]', '[N]') for below in elsewhere)}"
         if not hint:
             hint = f"; {table.header if table.name else 'at the top'} there are {', '.join(table.entries)}"
-        secrets = {str(below[-1]) for below, option in self._root.options() if option.says.is_secret}
-        looks_secret = bool(_SECRET_WORD.search(key) or get_close_matches(key.lower(), secrets, cutoff=0.5))
-        self._complain(
-            origin,
-            path,
-            SECRET_SHOWN if looks_secret or "@" in str(value) else _shown(value),
-            f"unknown setting{hint}",
-        )
+        self._complain(origin, path, None, f"unknown setting{hint}")
 
     def _complain_unknown_text(self, origin: Origin, parts: list[str]) -> None:
         paths = [path for path, _ in self._root.options()]

@@ -34,7 +34,7 @@ ClusterStarter = Callable[..., AbstractAsyncContextManager[Cluster]]
 
 
 def engine_named(name: str) -> Engine:
-    """The engine called ``name`` in this file; skips the test, and says what is missing, when it is not here."""
+    """The engine called ``name`` above; when it is not here, skips the test and says what is missing."""
     where, command = _CANDIDATES[name]
     program = command()
     if program is None:
@@ -53,7 +53,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture
 def start_cluster(engine: Engine) -> ClusterStarter:
-    """`running_cluster` of this test's engine: ``async with start_cluster(primaries=3, replicas=1) as cluster``."""
+    """`running_cluster` of this test's engine: ``async with start_cluster(primaries=3) as cluster``."""
     return partial(running_cluster, engine)
 
 

@@ -46,7 +46,8 @@ async def write_keys(cluster: Cluster, tag: bytes) -> None:
 
 
 async def values_at(cluster: Cluster, node: Node, tag: bytes) -> list[bytes | None]:
-    return await cluster.call(node, "MGET", *[b"%b%d" % (tag, n) for n in range(KEYS)])
+    values: list[bytes | None] = await cluster.call(node, "MGET", *[b"%b%d" % (tag, n) for n in range(KEYS)])
+    return values
 
 
 VALUES = [b"%d" % n for n in range(KEYS)]
@@ -213,10 +214,14 @@ async def test_an_exception_or_a_cancellation_leaves_nothing_running() -> None:
             pids += [node.process.pid for node in cluster.nodes if node.process]
             scope.cancel()
             await trio.sleep_forever()
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with running_cluster(engine, primaries=3, replicas=0) as cluster:
-            pids += [node.process.pid for node in cluster.nodes if node.process]
+            pids.extend(node.process.pid for node in cluster.nodes if node.process)
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     assert len(pids) == 6
     assert [pid for pid in pids if is_alive(pid)] == []
 

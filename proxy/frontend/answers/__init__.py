@@ -30,7 +30,7 @@ from proxy.frontend.answers.parties import (
     help_reply,
 )
 from proxy.protocol import encode
-from routing.command import COMMANDS, lookup, refusal
+from routing.command import COMMANDS, Command, lookup, refusal
 
 __all__ = [
     "ANSWERED",
@@ -69,29 +69,30 @@ _WHILE_SUBSCRIBED = frozenset(
 def answer(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     """The answer to one command, whose name is ``args[0]``; ``now`` is the Unix time.
 
-    Any command may be given: one that is unknown, called with a wrong number of arguments, or not allowed yet
-    (see ``gate``) gets the engines' error. Raises KeyError for a good command that is not in ``ANSWERED``.
+    Any command may be given: one that is not allowed yet (see ``gate``), unknown, or called with a wrong
+    number of arguments gets the engines' error. Raises KeyError for a good command not in ``ANSWERED``.
     """
     command = lookup(args)
-    failure = refusal(command, args)
-    if command is None or failure is not None:
-        return encode.error(failure or "ERR unknown command")
-    closed = gate(connection, command.name)
+    closed = gate(connection, command)
     if closed is not None:
         return closed
+    failure = refusal(command, args)
+    if failure is not None:
+        return encode.error(failure)
+    assert command is not None  # refusal has a text for None
     return _HANDLERS[command.name](connection, args, now)
 
 
-def gate(connection: Connection, name: str) -> bytes | None:
-    """The error for a command that this client may not send in its present state, or None.
+def gate(connection: Connection, command: Command | None) -> bytes | None:
+    """The error for a command (None: an unknown one) that this client may not send as things are, or None.
 
-    ``name`` is as in routing.command: upper case, a subcommand after a bar. Holds for every command, also for
-    those that nodes answer.
+    It comes before every other look at a command, whoever answers it: a stranger learns nothing.
     """
-    if not connection.authenticated and name not in _BEFORE_LOGIN:
+    if not connection.authenticated and (command is None or command.name not in _BEFORE_LOGIN):
         return texts.NO_AUTH
-    if connection.is_subscribed and connection.resp == 2 and name not in _WHILE_SUBSCRIBED:
-        return texts.only_while_subscribed(name.lower().encode())
+    is_confined = connection.is_subscribed and connection.resp == 2
+    if is_confined and command is not None and command.name not in _WHILE_SUBSCRIBED:
+        return texts.only_while_subscribed(command.name.lower().encode())
     return None
 
 

@@ -242,17 +242,18 @@ class _Selection:
         self._asker = asker
         self._now = now
         self._skip_me = skip_me
-        self._tests: list[Callable[[Connection], bool]] = []
+        self._tests: dict[bytes, Callable[[Connection], bool]] = {}  # filter -> the last one of that name
 
     def clients(self) -> list[Connection]:
         return [
             client
             for client in self._asker.server.clients()
-            if not (self._skip_me and client is self._asker) and all(test(client) for test in self._tests)
+            if not (self._skip_me and client is self._asker)
+            and all(test(client) for test in self._tests.values())
         ]
 
     def parse(self, options: Sequence[bytes]) -> bytes | None:
-        """Read pairs of filter and value; returns the error reply if one is wrong."""
+        """Read pairs of filter and value, of two alike the last; returns the error reply if one is wrong."""
         if len(options) % 2:
             return texts.SYNTAX
         for option, value in zip(options[::2], options[1::2], strict=True):
@@ -267,18 +268,18 @@ class _Selection:
                 number = texts.integer(value)
                 if number is None or number <= 0:
                     return texts.error(b"client-id should be greater than 0")
-                self._tests.append(lambda client: client.id == number)
+                self._tests[option] = lambda client: client.id == number
             case b"type":
                 kind = value.lower()
                 if kind not in _TYPES:
                     return texts.error(b"Unknown client type '%b'" % value[: texts.SHOWN_BYTES_MAX])
-                self._tests.append(lambda client: _type_of(client) == kind)
+                self._tests[option] = lambda client: _type_of(client) == kind
             case b"addr":
-                self._tests.append(lambda client: client.peer_address.encode() == value)
+                self._tests[option] = lambda client: client.peer_address.encode() == value
             case b"laddr":
-                self._tests.append(lambda client: client.local_address.encode() == value)
+                self._tests[option] = lambda client: client.local_address.encode() == value
             case b"name":
-                self._tests.append(lambda client: client.name == value)
+                self._tests[option] = lambda client: client.name == value
             case b"user":
                 if value != DEFAULT_USER:
                     return texts.error(b"No such user '%b'" % value[: texts.SHOWN_BYTES_MAX])
@@ -288,7 +289,7 @@ class _Selection:
                     return texts.error(b"maxage is not an integer or out of range")
                 if age <= 0:
                     return texts.error(b"maxage should be greater than 0")
-                self._tests.append(lambda client: self._now - client.created_at >= age)
+                self._tests[option] = lambda client: self._now - client.created_at >= age
             case b"skipme":
                 if value.lower() not in (b"yes", b"no"):
                     return texts.SYNTAX

@@ -26,6 +26,8 @@ from routing.command import (
 )
 from routing.keys import KeysError, key_positions
 
+NAMES_MAX = 1000  # of one COMMAND INFO: a short request may not have a reply of any size
+
 SERVED = tuple(command for command in COMMANDS if command.name not in REASONS.keys() - PARTLY_SERVED)
 
 
@@ -42,10 +44,12 @@ def info(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     is_resp3 = connection.resp == 3
     if len(args) == 2:
         return _all_described(is_resp3)
+    if len(args) - 2 > NAMES_MAX:
+        return texts.error(b"COMMAND INFO takes at most %d names" % NAMES_MAX)
     found = [_named(name) for name in args[2:]]
-    # Redis 7 sends a null array in RESP2, as for any entry that would have been an array.
-    null = encode.null(True) if is_resp3 else b"*-1\r\n"
-    return encode.array([null if one is None else _described(one, is_resp3) for one in found])
+    return encode.array(
+        [encode.null(is_resp3) if one is None else _described(one, is_resp3) for one in found]
+    )
 
 
 def list_(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
@@ -56,6 +60,8 @@ def list_(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
         return texts.SYNTAX
     match args[3].lower():
         case b"pattern":
+            if len(args[4]) > glob.PATTERN_BYTES_MAX:
+                return texts.error(b"a pattern has at most %d bytes" % glob.PATTERN_BYTES_MAX)
             pattern = glob.parse(args[4])
             names = [_name(one) for parent in SERVED for one in (parent, *parent.subcommands.values())]
             return encode.array([encode.bulk(name) for name in names if glob.matches(pattern, name)])
@@ -115,6 +121,7 @@ def _all_described(is_resp3: bool) -> bytes:
     return encode.array([_described(one, is_resp3) for one in SERVED])
 
 
+@cache
 def _described(command: Command, is_resp3: bool) -> bytes:
     """The ten fields: name, arity, flags, first, last and step, categories, tips, keys, subcommands."""
     first, last, step = command.key_triple

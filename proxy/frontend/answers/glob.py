@@ -6,12 +6,20 @@ is ever tried again.
 
 from __future__ import annotations
 
+# For callers to check: parsing and matching are done between two turns, while every other client waits.
+PATTERN_BYTES_MAX = 1024
+
 _STAR = None  # among the sets of a parsed pattern
 
 # One character of the text each: the bytes that may stand there, or _STAR.
 Pattern = list[frozenset[int] | None]
 
 _ANY = frozenset(range(256))
+
+
+def is_pattern(text: bytes) -> bool:
+    """Whether ``text`` can stand for more than itself."""
+    return any(character in text for character in b"*?[")
 
 
 def parse(pattern: bytes) -> Pattern:
@@ -46,6 +54,8 @@ def matches(pattern: Pattern, text: bytes) -> bool:
     while at < len(text):
         part = pattern[in_pattern] if in_pattern < len(pattern) else frozenset[int]()
         if part is _STAR:
+            if in_pattern + 1 == len(pattern):
+                return True
             last_star, star_until = in_pattern, at
             in_pattern += 1
         elif part is not None and text[at] in part:

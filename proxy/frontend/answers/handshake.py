@@ -13,6 +13,9 @@ from proxy.protocol import encode
 
 DEFAULT_USER = b"default"  # the only user that the proxy knows
 
+# Each client's names are kept as long as it is connected: this bounds them (test_names_are_bounded).
+NAME_BYTES_MAX = 1024
+
 _PRINTABLE = re.compile(rb"[!-~]*")
 
 
@@ -60,8 +63,9 @@ def hello(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
         elif word == b"setname" and remaining >= 1:
             name = next(options)
             remaining -= 1
-            if not is_name(name):
-                return _bad_name(b"Client names")
+            failure = _check_name(b"Client names", name)
+            if failure is not None:
+                return failure
         else:
             return texts.error(b"Syntax error in HELLO option '%b'" % option[: texts.SHOWN_BYTES_MAX])
 
@@ -121,8 +125,9 @@ def no_cluster(connection: Connection, args: Sequence[bytes], now: float) -> Ans
 
 def set_name(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     """CLIENT SETNAME. An empty name removes it."""
-    if not is_name(args[2]):
-        return _bad_name(b"Client names")
+    failure = _check_name(b"Client names", args[2])
+    if failure is not None:
+        return failure
     connection.name = args[2]
     return encode.OK
 
@@ -132,8 +137,9 @@ def set_info(connection: Connection, args: Sequence[bytes], now: float) -> Answe
     attribute = args[2].lower()
     if attribute not in (b"lib-name", b"lib-ver"):
         return texts.error(b"Unrecognized option '%b'" % args[2][: texts.SHOWN_BYTES_MAX])
-    if not is_name(args[3]):
-        return _bad_name(args[2])
+    failure = _check_name(args[2], args[3])
+    if failure is not None:
+        return failure
     if attribute == b"lib-name":
         connection.library_name = args[3]
     else:
@@ -141,13 +147,13 @@ def set_info(connection: Connection, args: Sequence[bytes], now: float) -> Answe
     return encode.OK
 
 
-def is_name(value: bytes) -> bool:
-    """May stand in CLIENT LIST: printable ASCII without spaces."""
-    return _PRINTABLE.fullmatch(value) is not None
-
-
-def _bad_name(what: bytes) -> bytes:
-    return texts.error(b"%b cannot contain spaces, newlines or special characters." % what)
+def _check_name(what: bytes, value: bytes) -> bytes | None:
+    """The error if ``value`` cannot stand in CLIENT LIST: not printable ASCII without spaces, or too long."""
+    if len(value) > NAME_BYTES_MAX:
+        return texts.error(b"%b cannot be longer than %d bytes" % (what, NAME_BYTES_MAX))
+    if _PRINTABLE.fullmatch(value) is None:
+        return texts.error(b"%b cannot contain spaces, newlines or special characters." % what)
+    return None
 
 
 def _is_known(server: Server, user: bytes, password: bytes) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from proxy.embedded import engine as engine_module
 from proxy.embedded.engine import EngineNotFound, bundled_server, find_engine
 
 
@@ -83,7 +82,7 @@ def test_nothing_to_run_is_an_error_that_says_what_helps(
     def missing(name: str) -> importlib.metadata.Distribution:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(engine_module.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(EngineNotFound, match="--engine"):
         find_engine()
 

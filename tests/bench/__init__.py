@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure and print. None of them is a test, and no test depends on a duration."""

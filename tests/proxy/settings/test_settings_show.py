@@ -1,0 +1,124 @@
+"""What ``config show`` writes loads to the same settings, and holds no secret."""
+
+import dataclasses
+import string
+import tempfile
+import tomllib
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.settings import (
+    AdminSettings,
+    ClientSettings,
+    ClusterSettings,
+    CommandSettings,
+    CrossSlotTransactions,
+    ListenerSettings,
+    Settings,
+)
+from proxy.settings.load import Loaded, Override, load
+from proxy.settings.schema import table_of
+from proxy.settings.show import facts_of, toml_of
+from proxy.settings.values import LOG_LEVELS
+from routing.topology import Address
+
+hosts = st.text(string.ascii_lowercase + string.digits + ".-", min_size=1) | st.just("::1")
+addresses = st.builds(Address, hosts, st.integers(1, 65535))
+counts = st.integers(1, 10**30)
+durations = st.floats(0, 86_400, exclude_min=True)
+clients = st.builds(
+    lambda soft, more, **rest: ClientSettings(
+        unsent_bytes_max=soft, unsent_bytes_hard_max=soft + more, **rest
+    ),
+    soft=counts,
+    more=st.integers(0, 10**9),
+    connections_max=counts,
+    open_requests_max=counts,
+    request_bytes_max=counts,
+    idle_timeout_seconds=st.floats(0, 1e300),
+)
+all_settings = (
+    st.lists(addresses, min_size=2, max_size=5, unique=True)
+    .flatmap(
+        lambda ports: st.builds(
+            Settings,
+            log_level=st.sampled_from(LOG_LEVELS),
+            stop_deadline_seconds=durations,
+            cluster=st.builds(
+                ClusterSettings,
+                seeds=st.lists(addresses, min_size=1, max_size=4).map(tuple),
+                username=st.text(),
+                connect_timeout_seconds=durations,
+                request_deadline_seconds=durations,
+                refresh_interval_seconds=durations,
+                unsent_bytes_max=counts,
+                private_connections_max=st.integers(0, 10**9),
+            ),
+            listeners=st.just(tuple(ListenerSettings(port) for port in ports[1:])),
+            clients=clients,
+            commands=st.builds(
+                CommandSettings,
+                cross_slot_transactions=st.sampled_from(CrossSlotTransactions),
+                script_cache_bytes_max=st.integers(0, 10**30),
+            ),
+            admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
+        )
+    )
+    .filter(lambda settings: settings.admin.address not in [each.address for each in settings.listeners])
+)
+
+
+@given(all_settings)
+def test_shown_settings_load_to_the_same(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "shown.toml")
+        file.write_bytes(toml_of(Loaded(settings, {})).encode())
+        assert load(file=file).settings == settings
+
+
+def test_every_option_is_shown_with_its_meaning() -> None:
+    """A table and an explanation for each field there is, so that none is forgotten."""
+    text = toml_of(load())
+    document = tomllib.loads(text)
+    lines = text.split("\n")
+    for path, option in table_of(Settings).options():
+        value: object = document
+        for part in path:
+            value = value[part]  # type: ignore[index]  # the path's parts fit the document's tables
+        line = next(number for number, line in enumerate(lines) if line.startswith(f"{option.name} = "))
+        assert lines[line - 1].startswith("# ")
+        assert option.says.meaning.endswith(".")
+
+
+def test_origins_are_shown(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('log_level = "debug"\n[cluster]\nseeds = ["h:1",\n"h:2"]\n')
+    result = load(
+        file=file,
+        environment={"STEADYREAD_STOP_DEADLINE_SECONDS": "1.5"},
+        overrides=[Override("listeners", ["h:3", "h:4"], "--listen")],
+    )
+    text = toml_of(result)
+    assert f'\nlog_level = "debug"  # {file}:1\n' in text
+    assert "\nstop_deadline_seconds = 1.5  # environment STEADYREAD_STOP_DEADLINE_SECONDS\n" in text
+    assert f'\nseeds = ["h:1", "h:2"]  # {file}:3\n' in text
+    assert text.count("  # command line --listen\n") == 2
+    assert '\ncross_slot_transactions = "refuse"  # default\n' in text
+    assert {fact["setting"]: fact["origin"] for fact in facts_of(result)}["listeners[1].address"] == (
+        "command line --listen"
+    )
+
+
+def test_no_secret_is_shown() -> None:
+    settings = Settings(
+        cluster=dataclasses.replace(Settings().cluster, password="hunter2"),
+        clients=dataclasses.replace(Settings().clients, password="hunter2"),
+        admin=dataclasses.replace(Settings().admin, token="hunter2"),
+    )
+    text = toml_of(Loaded(settings, {}))
+    assert "hunter2" not in text
+    assert text.count('= "(set)"  # default') == 3
+    assert "hunter2" not in str(facts_of(Loaded(settings, {})))
+    assert "password" not in tomllib.loads(text)["cluster"]
