@@ -138,7 +138,9 @@ class ClientConnection(OpenRequests):
     def _process(self) -> None:
         """Dispatch the complete requests in the unparsed bytes, as far as the client's state and limits allow."""
         unread = self._unread
-        if not unread or self._unread_bytes < self._needed or self._is_closing or self.is_closed:
+        if not unread or self._unread_bytes < self._needed or self._is_paused:
+            return
+        if self._is_closing or self.is_closed:
             return
         buffer = unread[0] if len(unread) == 1 else b"".join(unread)
         unread.clear()
@@ -515,11 +517,6 @@ class ClientConnection(OpenRequests):
         if unsent > limits.unsent_bytes_hard_max:
             self.close(f"more than {limits.unsent_bytes_hard_max} reply bytes unsent")
             return
-        if not open_requests and not unsent:
-            # Unparsed bytes at this point are no whole request: flush has dispatched those that were.
-            if self._is_closing or (self._is_ended and not self.is_held):
-                self.close("done")
-                return
         over = (
             open_requests >= limits.open_requests_max
             or unsent > limits.unsent_bytes_max
@@ -536,6 +533,12 @@ class ClientConnection(OpenRequests):
                 self._is_paused = False
                 if not self._is_ended:
                     self.transport.resume()
+                if not self.is_held:
+                    self._process()
+        if not self.slots and not self.transport.unsent_bytes:
+            # Unparsed bytes at this point are no whole request: those that were are dispatched.
+            if self._is_closing or (self._is_ended and not self.is_held):
+                self.close("done")
 
     # -- ending
 
