@@ -143,7 +143,9 @@ class RequestParser:
         """True while the frame at the front of the buffer is parsed in part: only ``parse`` may touch it."""
         return self._partial is not None
 
-    def parse(self, buffer: bytes, at: int, *, authenticated: bool = True) -> tuple[list[bytes], int] | None:
+    def parse(
+        self, buffer: bytes | bytearray, at: int, *, authenticated: bool = True
+    ) -> tuple[list[bytes], int] | None:
         """The arguments of the request at ``at`` and the offset behind it, or None when it is incomplete.
 
         An empty request (a blank line, ``*0``) gives no arguments. After None, the next call must pass a
@@ -170,7 +172,7 @@ class RequestParser:
         return self._parse_arguments(buffer, at, self._partial, authenticated)
 
     def _parse_arguments(
-        self, buffer: bytes, at: int, partial: _Partial, authenticated: bool
+        self, buffer: bytes | bytearray, at: int, partial: _Partial, authenticated: bool
     ) -> tuple[list[bytes], int] | None:
         cursor = at + partial.cursor
         arguments = partial.arguments
@@ -186,7 +188,7 @@ class RequestParser:
             end = self._line_end(buffer, cursor + 1, at, "too big bulk count string")
             if end < 0:
                 break
-            length = parse_length(buffer[cursor + 1 : end])
+            length = parse_length(bytes(buffer[cursor + 1 : end]))
             if length < 0 or length > limits.bulk_bytes_max:
                 raise ProtocolError("Protocol error: invalid bulk length")
             if length > UNAUTHENTICATED_BULK_BYTES_MAX and not authenticated:
@@ -200,7 +202,7 @@ class RequestParser:
             if after > size:
                 self.needed = after - at
                 break
-            arguments.append(buffer[end + 2 : after - 2])
+            arguments.append(bytes(buffer[end + 2 : after - 2]))
             cursor = after
         else:
             self._partial = None
@@ -208,7 +210,7 @@ class RequestParser:
         partial.cursor = cursor - at
         return None
 
-    def _line_end(self, buffer: bytes, start: int, at: int, error: str) -> int:
+    def _line_end(self, buffer: bytes | bytearray, start: int, at: int, error: str) -> int:
         """The offset of the CRLF that ends the line, or -1 when it has not come; a lone CR cannot be canonical."""
         end = buffer.find(b"\r", start)
         if end < 0:
@@ -222,14 +224,14 @@ class RequestParser:
         self.needed = len(buffer) - at + 1
         return -1
 
-    def _parse_inline(self, buffer: bytes, at: int) -> tuple[list[bytes], int] | None:
+    def _parse_inline(self, buffer: bytes | bytearray, at: int) -> tuple[list[bytes], int] | None:
         end = buffer.find(b"\n", at)
         if end < 0 or end - at > LINE_BYTES_MAX:
             if len(buffer) - at > LINE_BYTES_MAX:
                 raise ProtocolError("Protocol error: too big inline request")
             self.needed = len(buffer) - at + 1
             return None
-        arguments = split_inline(buffer[at:end].removesuffix(b"\r"))
+        arguments = split_inline(bytes(buffer[at:end]).removesuffix(b"\r"))
         if arguments is None:
             raise ProtocolError("Protocol error: unbalanced quotes in request")
         return arguments, end + 1
