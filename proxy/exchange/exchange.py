@@ -171,6 +171,7 @@ class Exchange:
                 target = None  # after a wait the owner is asked again: the slot may have settled
                 await self.pause(attempt, deadline)
                 attempt += 1
+                hops = 0
 
     async def execute_at(self, address: Address, raw: bytes, *, resp: int = 2, repeatable: bool) -> bytes:
         """The reply of one named node, errors included, whatever slots it owns. Waits for its connection."""

@@ -43,6 +43,8 @@ class RequestSlot(ReplySlot):
 
     def keys(self) -> set[bytes]:
         """The keys that it names; for the order check only, so it is computed when that is needed."""
+        if not self.raw:  # answered by the proxy
+            return set()
         arguments: list[bytes] = decode(self.raw)
         return {arguments[position] for position in key_positions(self.command, arguments)}
 

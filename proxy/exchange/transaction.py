@@ -173,13 +173,11 @@ class BlockSlot(RequestSlot):
             if connection is None or hops >= HOPS_MAX:
                 await exchange.pause(attempt, deadline)
                 attempt += 1
-                if connection is None:
-                    redirect = None
-                    continue
+                hops = 0
+                redirect = None
                 connection = exchange.routes.owner(self.hash_slot, resp)
                 if connection is None:
                     continue
-                redirect = None
             self._result_event = trio.Event()
             BlockAttempt(self).queue(connection, asking=isinstance(redirect, Ask))
             await self._result_event.wait()

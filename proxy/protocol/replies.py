@@ -38,7 +38,7 @@ class FrameScanner:
         self._remaining = 1  # frames that are still to be passed
         self.needed = 0
 
-    def end_of(self, buffer: bytes, at: int) -> int:
+    def end_of(self, buffer: bytes | bytearray, at: int) -> int:
         """The offset behind the frame that begins at ``at``, or -1 when it is not complete.
 
         After -1 the next call must be for the same frame, with more bytes. Raises ReplyError on bytes that
@@ -56,7 +56,7 @@ class FrameScanner:
                 break
             kind = buffer[cursor]
             if kind == 36:
-                length = lengths(buffer[cursor + 1 : line_end])
+                length = lengths(bytes(buffer[cursor + 1 : line_end]))
                 if length is None:
                     length = _number(buffer[cursor + 1 : line_end])
                 after = line_end + 2 if length < 0 else line_end + length + 4
@@ -110,7 +110,7 @@ def elements(reply: bytes) -> list[bytes]:
     return found
 
 
-def _number(digits: bytes) -> int:
+def _number(digits: bytes | bytearray) -> int:
     try:
         return int(digits)
     except ValueError:
