@@ -67,10 +67,9 @@ class AdminServer:
         Closes the listeners. If cancelled, closes all connections at once.
         """
         async with trio.open_nursery() as nursery:
+            task_status.started(list(listeners))  # they listen already, so a caller may connect now
             with self._accepting:
-                await trio.serve_listeners(
-                    self.serve_connection, list(listeners), handler_nursery=nursery, task_status=task_status
-                )
+                await trio.serve_listeners(self.serve_connection, list(listeners), handler_nursery=nursery)
 
     def stop(self) -> None:
         """Stops accepting and closes idle connections; a request in progress is answered, then closed."""

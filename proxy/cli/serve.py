@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
 
 from proxy.app import Proxy
 from proxy.cli.settings_options import add_setting_flags, load_from, print_problems
-from proxy.log import configure
+from proxy.embedded.cluster import ClusterError, running_cluster
+from proxy.embedded.engine import EngineNotFound, find_engine
+from proxy.log import configure, get_logger
 from proxy.settings import Settings
 from proxy.settings.load import SettingsError
 
 if TYPE_CHECKING:
     from proxy.cli.main import Subparsers
+
+log = get_logger(__name__)
 
 DESCRIPTION = """\
 Run the proxy until SIGTERM or SIGINT. Then it accepts nobody, finishes what is in flight within
@@ -53,12 +58,24 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     failures: list[BaseException] = []
     try:
-        await Proxy(settings).run()
-    except* OSError as group:
+        if arguments.embedded:
+            await _serve_embedded(settings, arguments.engine)
+        else:
+            await Proxy(settings).run()
+    except* (OSError, ClusterError, EngineNotFound) as group:
         failures += leaves(group)
     for failure in failures:
         print(f"steadyread serve: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+async def _serve_embedded(settings: Settings, program: str | None) -> None:
+    """A cluster of the proxy's own, which is gone when the proxy is."""
+    engine = find_engine(program)
+    log.info("embedded_cluster_starting", engine=str(engine))
+    async with running_cluster(engine) as cluster:
+        log.info("embedded_cluster_started", engine=str(engine), nodes=list(cluster.addresses))
+        await Proxy(replace(settings, cluster=replace(settings.cluster, seeds=cluster.addresses))).run()
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -105,13 +105,17 @@ class Exchange:
 
     # -- the slow way
 
-    async def execute(self, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool) -> bytes:
-        """The reply to one request on one slot, redirections followed and waits done, within the deadline.
+    async def execute(
+        self, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool, deadline: float | None = None
+    ) -> bytes:
+        """The reply to one request on one slot, redirections followed and waits done, until the deadline.
+
+        ``deadline`` is on Trio's clock; None counts the request deadline from now.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
         """
-        deadline = trio.current_time() + self.deadline_seconds
+        deadline = trio.current_time() + self.deadline_seconds if deadline is None else deadline
         target: Address | None = None  # after ASK, for one sending
         hops = attempt = 0
         reason = ""

@@ -54,10 +54,10 @@ class RequestSlot(ReplySlot):
         """The error when it may not be sent again, because a later request on its key has run."""
         return overtaken(self.command.name)
 
-    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
-        """Send it again, as often as it takes within the deadline; the reply."""
+    async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
+        """Send it again, as often as it takes until the deadline (Trio's clock); the reply."""
         return await exchange.execute(
-            self.raw, self.hash_slot, resp=resp, repeatable=self.command.is_readonly
+            self.raw, self.hash_slot, resp=resp, repeatable=self.command.is_readonly, deadline=deadline
         )
 
 
@@ -74,8 +74,8 @@ class WorkSlot(RequestSlot):
     def keys(self) -> set[bytes]:
         return set()  # nothing of the client's is in flight while its task runs
 
-    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
-        return await self.work()
+    async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
+        return await self.work()  # which sets its own deadline as it begins
 
 
 class OpenRequests(Requester):
@@ -90,6 +90,7 @@ class OpenRequests(Requester):
         self.is_closed = False
         self._retrying: list[RequestSlot] = []
         self._resends = 0
+        self._retrying_since = 0.0  # Trio time from which the deadline of what retries is counted
         self._draining = False
         self._working = False  # a task has the retries, or a piece of work
         self._work_scope: trio.CancelScope | None = None  # of work that ends when the client leaves
@@ -173,15 +174,19 @@ class OpenRequests(Requester):
             self.hub.touched(self)
         else:
             self.exchange.topology.refresh_soon()
-            self.retry(slot, f"the connection to {connection.address} ended")
+            self.retry(slot, f"the connection to {connection.address} ended", connection.waiting_since)
 
-    def retry(self, slot: RequestSlot, reason: str) -> None:
-        """``slot`` was not run: send it when it can be."""
-        self._retry(slot, Wait(reason))
+    def retry(self, slot: RequestSlot, reason: str, since: float | None = None) -> None:
+        """``slot`` was not run: send it when it can be. ``since``: when it began to wait, if not now."""
+        self._retry(slot, Wait(reason), since)
         self.hub.touched(self)
 
-    def _retry(self, slot: RequestSlot, redirect: Moved | Ask | Wait) -> None:
+    def _retry(self, slot: RequestSlot, redirect: Moved | Ask | Wait, since: float | None = None) -> None:
         slot.redirect = redirect
+        if not self._retrying:
+            self._retrying_since = trio.current_time()
+        if since is not None:
+            self._retrying_since = min(self._retrying_since, since)
         if slot not in self._retrying:
             self._retrying.append(slot)
 
@@ -249,7 +254,8 @@ class OpenRequests(Requester):
         scope = trio.CancelScope()
         if isinstance(slot, WorkSlot) and slot.cancel_on_close:
             self._work_scope = scope
-        self.exchange.start(lambda: slot.resolve(self.exchange, self.resp), deliver, scope)
+        deadline = self._retrying_since + self.exchange.deadline_seconds
+        self.exchange.start(lambda: slot.resolve(self.exchange, self.resp, deadline), deliver, scope)
 
     def _was_overtaken(self, slot: RequestSlot) -> bool:
         """Rule 3: a later request on one of its keys has run, and one of the two may write."""

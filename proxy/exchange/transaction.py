@@ -74,6 +74,8 @@ class BlockStep(Slot):
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
         if self.is_exec:
             self.attempt.on_exec(reply, connection)
+        elif self.raw is MULTI:
+            self.attempt.multi_reply = reply
         elif needs_attention(reply) and self.attempt.refused is None:
             self.attempt.refused = reply
 
@@ -89,6 +91,7 @@ class BlockAttempt:
         self.slot = slot
         self.requester = slot.requester
         self.hash_slot = slot.hash_slot
+        self.multi_reply = b""
         self.refused: bytes | None = None  # the first step's error that is about the cluster
 
     def queue(self, connection: NodeConnection, *, asking: bool = False) -> None:
@@ -101,9 +104,13 @@ class BlockAttempt:
         connection.queue(BlockStep(self, EXEC, is_exec=True))
 
     def on_exec(self, reply: bytes, connection: NodeConnection) -> None:
+        if self.multi_reply[:1] == b"-":
+            # Nothing but missing rights makes a node refuse MULTI; what followed ran outside a transaction.
+            self.slot.on_result(multi_refused(self.multi_reply))
+            return
         exchange = self.slot.open_requests.exchange
-        error = self.refused if self.refused is not None else reply
-        redirect = exchange.understand(error, connection) if needs_attention(error) else None
+        refusal = self.refused if self.refused is not None and reply[0] == 45 else reply
+        redirect = exchange.understand(refusal, connection) if needs_attention(refusal) else None
         self.slot.on_result(reply if redirect is None else redirect)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
@@ -145,9 +152,8 @@ class BlockSlot(RequestSlot):
         else:
             self.open_requests.retry(self, "the transaction's slot moved")
 
-    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
+    async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Send the block again until it runs or the deadline is over."""
-        deadline = trio.current_time() + exchange.deadline_seconds
         redirect = self.result
         hops = attempt = 0
         reason = "the slot's node takes no requests"
@@ -205,7 +211,8 @@ async def run_blocks(open_requests: OpenRequests, transaction: Transaction) -> b
     blocks = transaction.blocks()
     for number, block in enumerate(blocks):
         slot = BlockSlot(open_requests, block, block[0].hash_slot)
-        reply = await slot.resolve(exchange, open_requests.resp)
+        deadline = trio.current_time() + exchange.deadline_seconds
+        reply = await slot.resolve(exchange, open_requests.resp, deadline)
         if reply[0] == 45:
             ran = f"; {number} of its {len(blocks)} per-slot transactions ran before it" if number else ""
             return reply[:-2] + ran.encode() + b"\r\n"
@@ -293,6 +300,11 @@ async def watch(
         target, asking = None, False
     exchange.expired_total += 1
     return not_ready(f"WATCH on slot {hash_slot}", exchange.deadline_seconds, reason)
+
+
+def multi_refused(reply: bytes) -> bytes:
+    """The error of a transaction whose MULTI the node refused."""
+    return reply[:-2] + b"; the node refused MULTI, so the commands may have run one by one\r\n"
 
 
 def held_elsewhere(hash_slot: int) -> bytes:

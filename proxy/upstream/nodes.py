@@ -18,6 +18,7 @@ from routing.topology import Address
 
 RECONNECT_SECONDS_FIRST = 0.02
 RECONNECT_SECONDS_MAX = 1.0
+STOPPING = "stopping"  # the reason of a close that is no trouble
 WATCH_SECONDS = 0.1  # the beat at which overdue requests are looked for
 
 log = get_logger(__name__)
@@ -95,7 +96,8 @@ class Nodes:
                 ended = trio.Event()
 
                 def on_closed(closed: NodeConnection, reason: str, ended: trio.Event = ended) -> None:
-                    log.warning("node_disconnected", node=str(address), resp=resp, reason=reason)
+                    report = log.info if reason == STOPPING else log.warning
+                    report("node_disconnected", node=address, resp=resp, reason=reason)
                     if self._connections.get(key) is closed:
                         del self._connections[key]
                     self._failures[key] = reason
@@ -109,7 +111,7 @@ class Nodes:
                 except ConnectError as error:
                     self.connect_failures_total += 1
                     if self._failures.get(key) != str(error):
-                        log.warning("node_unreachable", node=str(address), resp=resp, error=str(error))
+                        log.warning("node_unreachable", node=address, resp=resp, error=str(error))
                     self._failures[key] = str(error)
                     await trio.sleep(pause * (0.5 + random.random() / 2))
                     pause = min(pause * 2, RECONNECT_SECONDS_MAX)
@@ -117,7 +119,7 @@ class Nodes:
                 pause = RECONNECT_SECONDS_FIRST
                 self._connections[key] = connection
                 self._failures.pop(key, None)
-                log.info("node_connected", node=str(address), resp=resp)
+                log.info("node_connected", node=address, resp=resp)
                 self.notify()
                 await ended.wait()
                 await trio.sleep(pause)
