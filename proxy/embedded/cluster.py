@@ -24,7 +24,7 @@ import trio
 
 from proxy.embedded.connection import Argument, Connection, ConnectionLost, ServerError, connected
 from proxy.embedded.engine import Engine
-from proxy.embedded.guard import Guard, signal_group
+from proxy.embedded.guard import Guard, signal_group, wait_ended
 from proxy.embedded.nodemap import NodeMap, parse_nodes
 from routing.slot import SLOT_COUNT
 from routing.topology import Address
@@ -113,8 +113,7 @@ class Cluster:
         """SIGKILL, and wait until it is gone. Its replica takes over after the node timeout."""
         process = _running(node)
         signal_group(process, signal.SIGKILL)
-        while process.poll() is None:
-            await trio.sleep(0.005)
+        await wait_ended(process)
         self._forget(node)
 
     def stop_process(self, node: Node) -> None:
@@ -203,15 +202,13 @@ class Cluster:
         node.is_frozen = False
 
     async def _end(self) -> None:
-        """Kill and reap every server. Shielded, because it is what cancellation leads to."""
+        """Kill and reap every server."""
         for node in self.nodes:
             if node.process is not None:
                 signal_group(node.process, signal.SIGKILL)
-        with trio.move_on_after(_REAP_SECONDS) as reaping:
-            reaping.shield = True
-            for node in self.nodes:
-                if node.process is not None:
-                    await self.kill(node)
+        for node in self.nodes:
+            if node.process is not None:
+                await self.kill(node)
 
 
 @asynccontextmanager
@@ -243,7 +240,9 @@ async def running_cluster(
             await form(cluster)
             yield cluster
         finally:
-            await cluster._end()
+            with trio.move_on_after(_REAP_SECONDS) as reaping:
+                reaping.shield = True
+                await cluster._end()
     finally:
         guard.close()
 
