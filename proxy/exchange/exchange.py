@@ -23,7 +23,7 @@ from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.nodes import Nodes
+from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.redirect import (
@@ -116,12 +116,15 @@ class Exchange:
         for what nodes do: an error reply says it. If cancelled, the command may have run.
         """
         deadline = trio.current_time() + self.deadline_seconds if deadline is None else deadline
+        lane = Lane.READ if repeatable else Lane.WRITE
         target: Address | None = None  # after ASK, for one sending
         hops = attempt = 0
         reason = ""
         while True:
             connection = (
-                self.routes.owner(hash_slot, resp) if target is None else self.routes.node(target, resp)
+                self.routes.owner(hash_slot, resp, lane)
+                if target is None
+                else self.routes.node(target, resp, lane)
             )
             if connection is None:
                 redirect: Redirect = Wait(self._why_unreachable(hash_slot, target))
@@ -179,7 +182,7 @@ class Exchange:
         attempt = 0
         reason = ""
         while trio.current_time() < deadline:
-            connection = self.routes.node(address, resp)
+            connection = self.routes.node(address, resp, Lane.READ if repeatable else Lane.WRITE)
             if connection is not None:
                 try:
                     with trio.move_on_at(deadline):
