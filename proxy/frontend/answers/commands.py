@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from proxy.frontend.answers import glob, texts
+from proxy.frontend.answers import texts
 from proxy.frontend.answers.parties import Answer, AskAnyNode, Connection, Entry
 from proxy.frontend.answers.refusals import PARTLY_SERVED, REASONS
 from proxy.protocol import encode
+from routing import glob
 from routing.command import (
     COMMANDS,
     AfterKeyword,
@@ -56,7 +57,7 @@ def list_(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
         return texts.SYNTAX
     match args[3].lower():
         case b"pattern":
-            pattern = glob.parse(args[4])
+            pattern = glob.parse(args[4], ignore_case=True)
             names = [_name(one) for parent in SERVED for one in (parent, *parent.subcommands.values())]
             return encode.array([encode.bulk(name) for name in names if glob.matches(pattern, name)])
         case b"aclcat" | b"module":

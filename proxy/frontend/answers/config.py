@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.frontend.answers import glob
 from proxy.frontend.answers.parties import Answer, Connection, Entry, Refused
 from proxy.protocol import encode
+from routing import glob
 
 _TO_CHANGE = "set it in the proxy's own settings (`steadyread config show` lists them) or on the nodes"
 
 
 def get(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     """CONFIG GET pattern [pattern ...]: each parameter once that any pattern fits."""
-    patterns = [glob.parse(pattern) for pattern in args[2:]]
+    patterns = [glob.parse(pattern, ignore_case=True) for pattern in args[2:]]
     return encode.mapping(
         [
             (encode.bulk(name), encode.bulk(value))

@@ -14,9 +14,13 @@ Pattern = list[frozenset[int] | None]
 _ANY = frozenset(range(256))
 
 
-def parse(pattern: bytes) -> Pattern:
-    """``pattern`` without regard to case. A class that is never closed reaches to the end, as in Redis."""
-    pattern = pattern.lower()
+def parse(pattern: bytes, *, ignore_case: bool = False) -> Pattern:
+    """A class that is never closed reaches to the end, as in Redis.
+
+    ``ignore_case``: for texts that are in lower case.
+    """
+    if ignore_case:
+        pattern = pattern.lower()
     parts: Pattern = []
     at = 0
     while at < len(pattern):
@@ -39,7 +43,7 @@ def parse(pattern: bytes) -> Pattern:
 
 
 def matches(pattern: Pattern, text: bytes) -> bool:
-    """Whether the whole ``text``, in lower case, is what ``pattern`` describes."""
+    """Whether the whole ``text`` is what ``pattern`` describes."""
     at = in_pattern = 0
     last_star = -1
     star_until = 0  # the text that the last star takes ends here
