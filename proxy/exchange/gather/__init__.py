@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from proxy.exchange.gather import flush, pubsub, scripts
+from proxy.exchange.gather import flush, keys, pubsub, scripts
 from proxy.exchange.gather.nodes import ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests
 
@@ -18,4 +18,4 @@ __all__ = ["GATHERED", "ask_any_node", "gather_keyspace"]
 Gather = Callable[[OpenRequests, list[bytes]], Awaitable[bytes]]
 
 # By the names that routing.command gives.
-GATHERED: dict[str, Gather] = {**flush.COMMANDS, **scripts.COMMANDS, **pubsub.COMMANDS}
+GATHERED: dict[str, Gather] = {**keys.COMMANDS, **flush.COMMANDS, **scripts.COMMANDS, **pubsub.COMMANDS}
