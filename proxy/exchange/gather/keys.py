@@ -112,20 +112,23 @@ async def _collect(
     looked_at = 0
     part_keys = max(options.count, PART_KEYS)
     try:
-        async with aclosing(lister.walk(range(cursor.slot, SLOT_COUNT))) as slots:
-            async for slot, slot_keys in slots:
-                if not cursor.parts_log2:
-                    cursor = cursor.in_parts(len(slot_keys.keys), part_keys)
-                keys = slot_keys.keys
-                if cursor.parts_log2:
-                    keys = [key for key in keys if cursor.holds(key)]
-                looked_at += len(keys)
-                kept = await _matching(keys, options.pattern)
-                if kept:
-                    found.append(Candidates(slot, slot_keys.address, kept))
-                cursor = cursor.following()
-                # A slot in parts goes on with the next call: its parts are large.
-                if looked_at >= options.count or cursor.parts_log2 or trio.current_time() >= until:
+        async with aclosing(lister.walk(range(cursor.slot, SLOT_COUNT))) as batches:
+            async for batch in batches:
+                for slot, slot_keys in batch:
+                    keys: Sequence[bytes] = slot_keys.keys
+                    if not cursor.parts_log2:
+                        cursor = cursor.in_parts(len(keys), part_keys)
+                    if cursor.parts_log2:
+                        keys = [key for key in keys if cursor.holds(key)]
+                    cursor = cursor.following()
+                    if keys:
+                        looked_at += len(keys)
+                        if kept := await _matching(keys, options.pattern):
+                            found.append(Candidates(slot, slot_keys.address, kept))
+                    # A slot in parts goes on with the next call: its parts are large.
+                    if looked_at >= options.count or cursor.parts_log2:
+                        return cursor, found
+                if trio.current_time() >= until:
                     break
     except (SlotTooLargeError, UnsettledError):
         if cursor == begin:
@@ -157,12 +160,13 @@ async def keys(requests: OpenRequests, arguments: list[bytes]) -> bytes:
                     nursery.start_soon(gathered.ask, address)
         remaining = [slot for slot in range(SLOT_COUNT) if slot not in gathered.slots]
         pattern = glob.parse(arguments[1])
-        async with aclosing(SlotLister(exchange, deadline).walk(remaining)) as walk:
-            async for slot, slot_keys in walk:
-                kept = await _matching(slot_keys.keys, pattern)
-                if kept:
-                    candidates = Candidates(slot, slot_keys.address, kept)
-                    gathered.add([bulk(key) for key in await existing(exchange, [candidates], None)])
+        async with aclosing(SlotLister(exchange, deadline).walk(remaining)) as batches:
+            async for batch in batches:
+                candidates = [
+                    Candidates(slot, slot_keys.address, await _matching(slot_keys.keys, pattern))
+                    for slot, slot_keys in batch
+                ]
+                gathered.add([bulk(key) for key in await existing(exchange, candidates, None)])
     except UnsettledError as unsettled:
         return not_ready("KEYS", exchange.deadline_seconds, str(unsettled))
     except SlotTooLargeError as too_large:
@@ -234,10 +238,12 @@ async def random_key(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     # A key on its way can have escaped all of them.
     lister = SlotLister(exchange, trio.current_time() + exchange.deadline_seconds)
     try:
-        async with aclosing(lister.walk(range(SLOT_COUNT))) as walk:
-            async for slot, slot_keys in walk:
-                found = await existing(exchange, [Candidates(slot, slot_keys.address, slot_keys.keys)], None)
-                if found:
+        async with aclosing(lister.walk(range(SLOT_COUNT))) as batches:
+            async for batch in batches:
+                candidates = [
+                    Candidates(slot, slot_keys.address, slot_keys.keys) for slot, slot_keys in batch
+                ]
+                if found := await existing(exchange, candidates, None):
                     return bulk(random.choice(found))
     except UnsettledError as unsettled:
         return not_ready("RANDOMKEY", exchange.deadline_seconds, str(unsettled))

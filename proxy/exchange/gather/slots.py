@@ -69,22 +69,28 @@ class SlotLister:
         self.deadline = deadline
         self._reason = ""
 
-    async def walk(self, slots: Iterable[int]) -> AsyncGenerator[tuple[int, SlotKeys], None]:
-        """The slots in the given order, each with all its keys; more slots at a time while they are empty.
+    async def walk(self, slots: Iterable[int]) -> AsyncGenerator[list[tuple[int, SlotKeys]], None]:
+        """The slots in the given order, each with all its keys, in batches; a large slot comes by itself.
 
-        Raises UnsettledError and SlotTooLargeError.
+        Raises UnsettledError and SlotTooLargeError, the latter when the slot's turn comes.
         """
         remaining = iter(slots)
         size = ASKED_SLOTS_FIRST
         while asked := list(islice(remaining, size)):
             listed = await self.several(asked, max(1, LISTED_KEYS_MAX // size))
-            key_count = 0
+            key_count = sum(len(slot_keys.keys) for slot_keys in listed.values())
+            batch: list[tuple[int, SlotKeys]] = []
             for slot in asked:
                 slot_keys = listed[slot]
-                if slot_keys.is_cut:
-                    slot_keys = await self.whole(slot)
-                key_count += len(slot_keys.keys)
-                yield slot, slot_keys
+                if not slot_keys.is_cut:
+                    batch.append((slot, slot_keys))
+                    continue
+                if batch:
+                    yield batch
+                    batch = []
+                yield [(slot, await self.whole(slot))]
+            if batch:
+                yield batch
             # As many next time as will have some WANTED_KEYS by what was seen now, growing step by step.
             fitting = len(asked) * WANTED_KEYS // max(1, key_count)
             size = max(1, min(fitting, size * ASKED_SLOTS_GROWTH, ASKED_SLOTS_MAX))
