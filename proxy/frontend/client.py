@@ -27,10 +27,10 @@ from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
-    array_nil,
     Queued,
     Transaction,
     Watch,
+    array_nil,
     dispatch_block,
     run_blocks,
     watch,
