@@ -101,7 +101,9 @@ class Subscriptions:
         self._home: SubscriptionLine | None = None  # the line of all channels and patterns
         self._carriers: dict[Name, SubscriptionLine] = {}
         self._placing = trio.Lock()  # held by who sends on the lines: change and heal are two tasks
-        self._pending: frozenset[Name] = frozenset()  # asked for by the command in hand, not confirmed yet
+        self._pending: dict[
+            Name, None
+        ] = {}  # asked for by the command in hand, not confirmed yet; in its order
         self._held: list[tuple[Name, bytes]] = []
         self._held_bytes = 0
         self._outgoing: list[bytes] = []  # messages of this turn, as they came
@@ -135,7 +137,7 @@ class Subscriptions:
                 f" {NAME_BYTES_MAX} bytes together, and has {self.count} of {self._name_bytes} bytes;"
                 " use further connections, or a pattern"
             )
-        self._pending = frozenset((family, name) for name in new)
+        self._pending = dict.fromkeys((family, name) for name in new)
         try:
             if (failure := await self._place_by_deadline(command)) is not None:
                 return failure
@@ -145,13 +147,13 @@ class Subscriptions:
             for name in names:
                 wanted.add(name)
                 confirmations.append(self._confirmation(family, family.subscribe, name))
-            self._pending = frozenset()
+            self._pending = {}
             return b"".join(confirmations) + self._for_client(self._take_held())
         finally:
             if self._pending:  # it failed: the nodes may have some of the names, nobody wants them
                 for key in self._pending:
                     self._set_carrier(key, None)
-                self._pending = frozenset()
+                self._pending = {}
                 self._close_idle_lines()
                 if held := self._take_held():
                     self._send(held)
@@ -455,7 +457,7 @@ class Subscriptions:
         self._topology.unsubscribe(self._on_view)
         for names in self._wanted.values():
             names.clear()
-        self._pending = frozenset()
+        self._pending = {}
         self._held.clear()
         self._held_bytes = 0
         self._outgoing.clear()

@@ -348,6 +348,21 @@ async def test_a_refusal_of_the_node_is_the_clients_to_see() -> None:
         await world.expect(array(b"message", b"a", b"yes"))
 
 
+async def test_a_refusal_of_one_slot_undoes_the_others() -> None:
+    """One command is done as a whole or not at all."""
+    refusal = error("NOPERM no permissions to access a channel")
+    async with a_world() as world:
+        world.show(lambda slot: 1 if slot == slot_of(b"t") else 0)
+        world.say("SSUBSCRIBE", "kept")
+        await world.expect(array(b"ssubscribe", b"kept", 1))
+        world.nodes[1].refusals[b"ssubscribe"] = refusal
+        world.say("SSUBSCRIBE", "s", "t")
+        await world.expect(refusal)
+        await world.nodes[0].push(push(b"smessage", b"s", b"no"), push(b"smessage", b"kept", b"yes"))
+        await world.expect(array(b"smessage", b"kept", b"yes"))
+        await world.eventually(lambda: world.private.in_use == 1)
+
+
 async def test_subscriptions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise 7: past the bound a clear error, and nothing of the command is done."""
     monkeypatch.setattr(subscriptions, "SUBSCRIPTIONS_MAX", 3)
