@@ -479,7 +479,10 @@ class ClientConnection(OpenRequests):
     def _subscribe(self, command: Command, arguments: list[bytes]) -> None:
         if self.subscriptions is None:
             self.subscriptions = Subscriptions(self)
-        self._work(command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True)
+        # Past CLIENT REPLY OFF too: confirmations are pushes, and messages come behind them.
+        self.start_work(
+            command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True
+        )
 
     async def _change_subscriptions(self, command: Command, arguments: list[bytes]) -> bytes:
         assert self.subscriptions is not None
