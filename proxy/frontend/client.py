@@ -301,7 +301,7 @@ class ClientConnection(OpenRequests):
         """Carry out what the proxy's own answer asks for."""
         match answer:
             case bytes():
-                if self.resp != (3 if self.routes is self.exchange.routes.table(3) else 2):
+                if self.routes is not self.exchange.routes.table(self.resp):
                     self.set_resp(self.resp)
                 self._update_plain()
                 if answer:
