@@ -6,6 +6,7 @@ a node reads or answers. With Trio's virtual clock every interleaving is a scrip
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -69,6 +70,10 @@ class Link:
             found.append(parsed[0])
             self._unread = self._unread[parsed[1] :]
         return found
+
+    def has_unread(self) -> bool:
+        """Whether bytes wait to be taken."""
+        return bool(select.select([self.sock], [], [], 0)[0])
 
     def reply(self, *replies: bytes) -> None:
         self.sock.sendall(b"".join(replies))
