@@ -23,7 +23,7 @@ from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.nodes import Nodes
+from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.redirect import (
@@ -105,19 +105,26 @@ class Exchange:
 
     # -- the slow way
 
-    async def execute(self, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool) -> bytes:
-        """The reply to one request on one slot, redirections followed and waits done, within the deadline.
+    async def execute(
+        self, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool, deadline: float | None = None
+    ) -> bytes:
+        """The reply to one request on one slot, redirections followed and waits done, until the deadline.
+
+        ``deadline`` is on Trio's clock; None counts the request deadline from now.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
         """
-        deadline = trio.current_time() + self.deadline_seconds
+        deadline = trio.current_time() + self.deadline_seconds if deadline is None else deadline
+        lane = Lane.READ if repeatable else Lane.WRITE
         target: Address | None = None  # after ASK, for one sending
         hops = attempt = 0
         reason = ""
         while True:
             connection = (
-                self.routes.owner(hash_slot, resp) if target is None else self.routes.node(target, resp)
+                self.routes.owner(hash_slot, resp, lane)
+                if target is None
+                else self.routes.node(target, resp, lane)
             )
             if connection is None:
                 redirect: Redirect = Wait(self._why_unreachable(hash_slot, target))
@@ -175,7 +182,7 @@ class Exchange:
         attempt = 0
         reason = ""
         while trio.current_time() < deadline:
-            connection = self.routes.node(address, resp)
+            connection = self.routes.node(address, resp, Lane.READ if repeatable else Lane.WRITE)
             if connection is not None:
                 try:
                     with trio.move_on_at(deadline):

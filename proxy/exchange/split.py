@@ -94,11 +94,16 @@ class SplitSlot(RequestSlot):
             self.reply = self._merged()
             self.open_requests.hub.touched(self.open_requests)
 
-    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
+    async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Do the unanswered parts key by key, then merge."""
+
         async def one(part: Part, single: Part) -> None:
             single.reply = await exchange.execute(
-                single.raw, part.hash_slot, resp=resp, repeatable=self.command.is_readonly
+                single.raw,
+                part.hash_slot,
+                resp=resp,
+                repeatable=self.command.is_readonly,
+                deadline=deadline,
             )
 
         undone = [part for part in self.parts if part.reply is None]
@@ -155,14 +160,15 @@ def _parts(slot: SplitSlot) -> list[Part]:
     return list(by_hash_slot.values())
 
 
-def dispatch_split(
-    open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes
-) -> None:
+def dispatch_split(open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes) -> None:
     """Send a splittable command of one client, each part to its slot's node."""
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
+    routes = open_requests.choose_routes(command.is_readonly)
     open_requests.slots.append(slot)
-    connections = [open_requests.routes[part.hash_slot] for part in slot.parts]
-    if not all(isinstance(connection, NodeConnection) and connection.ready for connection in connections):
+    connections = [] if routes is None else [routes[part.hash_slot] for part in slot.parts]
+    if routes is None or not all(
+        isinstance(connection, NodeConnection) and connection.ready for connection in connections
+    ):
         open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")
         return
     slot.pending = len(slot.parts)

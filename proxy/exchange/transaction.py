@@ -22,6 +22,7 @@ from proxy.protocol.encode import EMPTY_ARRAY, array, error, frame
 from proxy.protocol.replies import elements
 from proxy.upstream.connect import ConnectError
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ASKING, ConnectionLostError, Discard, Slot, Waiter
 from routing.command import Command, lookup
 from routing.redirect import Ask, Moved, Redirect, Wait, needs_attention
@@ -74,6 +75,8 @@ class BlockStep(Slot):
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
         if self.is_exec:
             self.attempt.on_exec(reply, connection)
+        elif self.raw is MULTI:
+            self.attempt.multi_reply = reply
         elif needs_attention(reply) and self.attempt.refused is None:
             self.attempt.refused = reply
 
@@ -89,6 +92,7 @@ class BlockAttempt:
         self.slot = slot
         self.requester = slot.requester
         self.hash_slot = slot.hash_slot
+        self.multi_reply = b""
         self.refused: bytes | None = None  # the first step's error that is about the cluster
 
     def queue(self, connection: NodeConnection, *, asking: bool = False) -> None:
@@ -101,9 +105,13 @@ class BlockAttempt:
         connection.queue(BlockStep(self, EXEC, is_exec=True))
 
     def on_exec(self, reply: bytes, connection: NodeConnection) -> None:
+        if self.multi_reply[:1] == b"-":
+            # Nothing but missing rights makes a node refuse MULTI; what followed ran outside a transaction.
+            self.slot.on_result(multi_refused(self.multi_reply))
+            return
         exchange = self.slot.open_requests.exchange
-        error = self.refused if self.refused is not None else reply
-        redirect = exchange.understand(error, connection) if needs_attention(error) else None
+        refusal = self.refused if self.refused is not None and reply[0] == 45 else reply
+        redirect = exchange.understand(refusal, connection) if needs_attention(refusal) else None
         self.slot.on_result(reply if redirect is None else redirect)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
@@ -145,31 +153,31 @@ class BlockSlot(RequestSlot):
         else:
             self.open_requests.retry(self, "the transaction's slot moved")
 
-    async def resolve(self, exchange: Exchange, resp: int) -> bytes:
+    async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Send the block again until it runs or the deadline is over."""
-        deadline = trio.current_time() + exchange.deadline_seconds
+        lane = Lane.WRITE if self.may_write else Lane.READ
         redirect = self.result
         hops = attempt = 0
         reason = "the slot's node takes no requests"
         while trio.current_time() < deadline:
             match redirect:
                 case Ask(_, address):
-                    connection = exchange.routes.node(address, resp)
+                    connection = exchange.routes.node(address, resp, lane)
                     hops += 1
                 case Moved():
-                    connection = exchange.routes.owner(self.hash_slot, resp)
+                    connection = exchange.routes.owner(self.hash_slot, resp, lane)
                     hops += 1
                 case _:
                     if isinstance(redirect, Wait):
                         reason = redirect.reason
                         hops = HOPS_MAX
-                    connection = exchange.routes.owner(self.hash_slot, resp)
+                    connection = exchange.routes.owner(self.hash_slot, resp, lane)
             if connection is None or hops >= HOPS_MAX:
                 await exchange.pause(attempt, deadline)
                 attempt += 1
                 hops = 0
                 redirect = None
-                connection = exchange.routes.owner(self.hash_slot, resp)
+                connection = exchange.routes.owner(self.hash_slot, resp, lane)
                 if connection is None:
                     continue
             self._result_event = trio.Event()
@@ -185,8 +193,9 @@ class BlockSlot(RequestSlot):
 def dispatch_block(open_requests: OpenRequests, queued: Sequence[Queued], hash_slot: int) -> None:
     """Send a transaction of one slot over the shared connection. The caller has seen that the client is not held."""
     slot = BlockSlot(open_requests, queued, hash_slot)
+    routes = open_requests.choose_routes(not slot.may_write)
     open_requests.slots.append(slot)
-    route = open_requests.routes[hash_slot]
+    route = None if routes is None else routes[hash_slot]
     if isinstance(route, NodeConnection) and route.ready:
         BlockAttempt(slot).queue(route)
     else:
@@ -203,7 +212,8 @@ async def run_blocks(open_requests: OpenRequests, transaction: Transaction) -> b
     blocks = transaction.blocks()
     for number, block in enumerate(blocks):
         slot = BlockSlot(open_requests, block, block[0].hash_slot)
-        reply = await slot.resolve(exchange, open_requests.resp)
+        deadline = trio.current_time() + exchange.deadline_seconds
+        reply = await slot.resolve(exchange, open_requests.resp, deadline)
         if reply[0] == 45:
             ran = f"; {number} of its {len(blocks)} per-slot transactions ran before it" if number else ""
             return reply[:-2] + ran.encode() + b"\r\n"
@@ -291,6 +301,11 @@ async def watch(
         target, asking = None, False
     exchange.expired_total += 1
     return not_ready(f"WATCH on slot {hash_slot}", exchange.deadline_seconds, reason)
+
+
+def multi_refused(reply: bytes) -> bytes:
+    """The error of a transaction whose MULTI the node refused."""
+    return reply[:-2] + b"; the node refused MULTI, so the commands may have run one by one\r\n"
 
 
 def held_elsewhere(hash_slot: int) -> bytes:

@@ -195,7 +195,15 @@ class ClientConnection(OpenRequests):
 
     def _relay_simple(self, found: Sequence[tuple[Command, bytes, int]]) -> int:
         """Queue plain requests where the routes table says; how many bytes of them were not taken in the end."""
-        routes = self.routes
+        is_readonly = True
+        for command, _, _ in found:
+            if not command.is_readonly:
+                is_readonly = False
+                break
+        routes = self.choose_routes(is_readonly)
+        if routes is None:
+            self.hold_until_drained()
+            return sum(len(raw) for _, raw, _ in found)
         slots = self.slots
         touched = self.hub.touched
         self.commands += len(found)
@@ -301,7 +309,7 @@ class ClientConnection(OpenRequests):
         """Carry out what the proxy's own answer asks for."""
         match answer:
             case bytes():
-                if self.routes is not self.exchange.routes.table(self.resp):
+                if self._tables is not self.exchange.routes.tables(self.resp):
                     self.set_resp(self.resp)
                 self._update_plain()
                 if answer:

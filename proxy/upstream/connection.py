@@ -48,8 +48,10 @@ class NodeConnection(Endpoint):
         self.dirty = False
         self.out: list[bytes] = []
         self.owed: deque[Slot] = deque()
-        self.queued_total = 0  # slots ever queued up to the last watch; see overdue()
         self.answered_total = 0
+        self.waiting_since: float | None = (
+            None  # while a slot is told that it is lost: since when it was owed
+        )
         self._backlog: deque[bytes] = (
             deque()
         )  # taken from out, not yet by the kernel; empty while all is well
@@ -63,7 +65,7 @@ class NodeConnection(Endpoint):
         self._on_closed = on_closed
         self._on_ready = on_ready
         self._on_push = on_push
-        self._marks: deque[tuple[float, int]] = deque()  # (time, queued_total then)
+        self._marks: deque[tuple[float, int]] = deque()  # (time, slots ever queued by then); see overdue()
         hub.add(self)
 
     # -- requests
@@ -252,8 +254,7 @@ class NodeConnection(Endpoint):
         No request carries a time: each call notes how many were queued by now, and a note of more than the
         deadline ago that counts more than were answered since means that one of those still waits.
         """
-        self.queued_total = self.answered_total + len(self.owed)
-        self._marks.append((now, self.queued_total))
+        self._marks.append((now, self.answered_total + len(self.owed)))
         overdue = False
         while self._marks and self._marks[0][0] <= now - deadline_seconds:
             overdue = self._marks.popleft()[1] > self.answered_total
@@ -278,7 +279,14 @@ class NodeConnection(Endpoint):
             # Within the unsent tail, and not only in part: the node never saw a byte of it.
             sent_flags.append(unsent < len(slot.raw))
             unsent = max(0, unsent - len(slot.raw))
+        number = self.answered_total
+        marks = self._marks
+        before: float | None = None  # the last mark before the slot was queued, so not later than that
         for slot, sent in zip(owed, reversed(sent_flags), strict=True):
+            number += 1
+            while marks and marks[0][1] < number:
+                before = marks.popleft()[0]
+            self.waiting_since = before
             slot.on_lost(sent, self)
         self._on_closed(self, reason)
 

@@ -1,4 +1,8 @@
-"""The shared connections: one to each node and RESP version, kept open by a task of its own.
+"""The shared connections: to each node, RESP version and lane one, kept open by a task of its own.
+
+There are two lanes, because a node that pauses writes (for a manual failover, or the hand-over of Valkey's atomic
+migration) stops serving a connection at its first write, and with it every read that is queued behind. On the read
+lane nothing but reads is queued, so they go on.
 
 A keeper connects, waits until the connection ends, and connects again with a growing pause. Who needs to know
 that a connection came or went is told by ``on_change``; who waits for one to come awaits ``changed``.
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 
 import trio
 
@@ -18,15 +23,24 @@ from routing.topology import Address
 
 RECONNECT_SECONDS_FIRST = 0.02
 RECONNECT_SECONDS_MAX = 1.0
+STOPPING = "stopping"  # the reason of a close that is no trouble
 WATCH_SECONDS = 0.1  # the beat at which overdue requests are looked for
 
 log = get_logger(__name__)
 
-Key = tuple[Address, int]  # a node and a RESP version
+
+class Lane(IntEnum):
+    """Which of a node's shared connections."""
+
+    WRITE = 0  # anything
+    READ = 1  # only commands that do not write
+
+
+Key = tuple[Address, int, Lane]  # a node, a RESP version, a lane
 
 
 class Nodes:
-    """Shared connections by (address, RESP version). ``nursery`` runs the keepers."""
+    """Shared connections by (address, RESP version, lane). ``nursery`` runs the keepers."""
 
     def __init__(self, dialer: Dialer, nursery: trio.Nursery, request_deadline_seconds: float) -> None:
         self.dialer = dialer
@@ -40,23 +54,24 @@ class Nodes:
         self._failures: dict[Key, str] = {}  # why there is no connection now
         self._changed = trio.Event()
 
-    def connection(self, address: Address, resp: int) -> NodeConnection | None:
+    def connection(self, address: Address, resp: int, lane: Lane) -> NodeConnection | None:
         """The open shared connection, or None while there is none."""
-        return self._connections.get((address, resp))
+        return self._connections.get((address, resp, lane))
 
     def failure(self, address: Address) -> str:
         """Why ``address`` has no connection, for error texts; "" when it has one or was not tried."""
-        return next((text for (known, _), text in self._failures.items() if known == address), "")
+        return next((text for key, text in self._failures.items() if key[0] == address), "")
 
     def connections(self) -> Iterable[NodeConnection]:
         return self._connections.values()
 
     def ensure(self, address: Address, resp: int) -> None:
-        """Keep a connection to this node open from now on."""
-        key = (address, resp)
-        if key not in self._keepers:
-            scope = self._keepers[key] = trio.CancelScope()
-            self._nursery.start_soon(self._keep, key, scope)
+        """Keep connections to this node open from now on."""
+        for lane in Lane:
+            key = (address, resp, lane)
+            if key not in self._keepers:
+                scope = self._keepers[key] = trio.CancelScope()
+                self._nursery.start_soon(self._keep, key, scope)
 
     def retain(self, addresses: Iterable[Address]) -> None:
         """Let go of the connections to all other nodes, once what they owe is answered."""
@@ -87,7 +102,7 @@ class Nodes:
                     connection.close(f"no reply within {self._deadline_seconds:g} s")
 
     async def _keep(self, key: Key, scope: trio.CancelScope) -> None:
-        address, resp = key
+        address, resp, lane = key
         pause = RECONNECT_SECONDS_FIRST
         connection: NodeConnection | None = None
         with scope:
@@ -95,7 +110,10 @@ class Nodes:
                 ended = trio.Event()
 
                 def on_closed(closed: NodeConnection, reason: str, ended: trio.Event = ended) -> None:
-                    log.warning("node_disconnected", node=str(address), resp=resp, reason=reason)
+                    report = log.info if reason == STOPPING else log.warning
+                    report(
+                        "node_disconnected", node=address, resp=resp, lane=lane.name.lower(), reason=reason
+                    )
                     if self._connections.get(key) is closed:
                         del self._connections[key]
                     self._failures[key] = reason
@@ -109,7 +127,13 @@ class Nodes:
                 except ConnectError as error:
                     self.connect_failures_total += 1
                     if self._failures.get(key) != str(error):
-                        log.warning("node_unreachable", node=str(address), resp=resp, error=str(error))
+                        log.warning(
+                            "node_unreachable",
+                            node=address,
+                            resp=resp,
+                            lane=lane.name.lower(),
+                            error=str(error),
+                        )
                     self._failures[key] = str(error)
                     await trio.sleep(pause * (0.5 + random.random() / 2))
                     pause = min(pause * 2, RECONNECT_SECONDS_MAX)
@@ -117,7 +141,7 @@ class Nodes:
                 pause = RECONNECT_SECONDS_FIRST
                 self._connections[key] = connection
                 self._failures.pop(key, None)
-                log.info("node_connected", node=str(address), resp=resp)
+                log.info("node_connected", node=address, resp=resp, lane=lane.name.lower())
                 self.notify()
                 await ended.wait()
                 await trio.sleep(pause)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from proxy.settings import ClientSettings, Settings
 from proxy.topology.service import Topology
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
-from proxy.upstream.nodes import Nodes
+from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.slot import SLOT_COUNT
 from routing.topology import Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
@@ -83,23 +84,40 @@ class Link:
 
 
 class FakeNode:
-    """One server: ``link`` is its end of the connection that clients share, ``links`` all there ever were."""
+    """One server, whatever number of connections it has: requests are taken and answered in one order."""
 
     def __init__(self, index: int) -> None:
         self.id = f"{index:040x}"
         self.address = Address("node", 7000 + index)
         self.links: list[Link] = []
         self.accepts = True
-
-    @property
-    def link(self) -> Link:
-        return self.links[-1]
+        self._unanswered: deque[Link] = deque()  # whence each taken request came
 
     def take(self) -> list[list[bytes]]:
-        return self.link.take()
+        """The requests that have come, of one connection after the other."""
+        found = []
+        for link in self.links:
+            requests = link.take()
+            found += requests
+            self._unanswered += [link] * len(requests)
+        return found
 
     def reply(self, *replies: bytes) -> None:
-        self.link.reply(*replies)
+        """Answer the next requests, taken or not."""
+        for reply in replies:
+            if not self._unanswered:
+                self.take()
+            self._unanswered.popleft().reply(reply)
+
+    def has_unread(self) -> bool:
+        return any(link.has_unread() for link in self.links)
+
+    def lose(self) -> None:
+        """Every connection breaks; what was not answered never is."""
+        for link in self.links:
+            link.close()
+        self.links.clear()
+        self._unanswered.clear()
 
 
 @dataclass(frozen=True)
@@ -185,7 +203,9 @@ class Client:
         """The client reads: that many unsent bytes, or all, go out."""
         transport = self.transport
         with in_turn(self._hub):
-            transport.unsent_bytes -= transport.unsent_bytes if size is None else min(size, transport.unsent_bytes)
+            transport.unsent_bytes -= (
+                transport.unsent_bytes if size is None else min(size, transport.unsent_bytes)
+            )
             self.connection.on_sent()
 
     def end(self) -> None:
@@ -276,7 +296,12 @@ class World:
         """Let the keepers connect to all nodes, however long they pause."""
         for _ in range(200):
             await self.settle()
-            if all(self.upstreams.connection(node.address, 2) is not None for node in self.nodes if node.accepts):
+            if all(
+                self.upstreams.connection(node.address, 2, lane) is not None
+                for node in self.nodes
+                for lane in Lane
+                if node.accepts
+            ):
                 return
             await trio.sleep(0.05)
         raise AssertionError("the fake nodes never became connected")
@@ -290,14 +315,17 @@ class World:
         for connection in list(self.private._in_use):
             connection.close("end of test")
         for node in self.nodes:
-            for link in node.links:
-                link.close()
+            node.lose()
         self.hub.close()
 
 
 @asynccontextmanager
 async def world_of(
-    node_count: int = 3, *, clients: ClientSettings | None = None, settings: Settings | None = None, **kwargs: Any
+    node_count: int = 3,
+    *,
+    clients: ClientSettings | None = None,
+    settings: Settings | None = None,
+    **kwargs: Any,
 ) -> AsyncIterator[World]:
     """A world whose nodes are connected and whose owners are seen."""
     settings = settings or Settings(clients=clients or ClientSettings())

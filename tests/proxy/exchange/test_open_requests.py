@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from proxy.exchange.open_requests import RESENDS_MAX
 from proxy.protocol.encode import frame
@@ -111,7 +112,9 @@ async def test_ask_is_followed_with_asking_and_not_adopted(world: World) -> None
         b"-READONLY You can't write against a read only replica.\r\n",
     ],
 )
-async def test_a_node_that_cannot_now_is_asked_again(world: World, refusal: bytes) -> None:
+async def test_a_node_that_cannot_now_is_asked_again(
+    autojump_clock: MockClock, world: World, refusal: bytes
+) -> None:
     """Even a write: the node said that it did not run it (promise 5)."""
     key = keys_of(world, 0)[0]
     client = world.client()
@@ -129,7 +132,7 @@ async def test_a_node_that_cannot_now_is_asked_again(world: World, refusal: byte
     assert client.values() == [b"OK"]
 
 
-async def test_ask_after_tryagain_is_followed(world: World) -> None:
+async def test_ask_after_tryagain_is_followed(autojump_clock: MockClock, world: World) -> None:
     """A split slot whose last keys arrived at the target: what had to wait goes there, not to the owner for ever."""
     key = keys_of(world, 0)[0]
     client = world.client()
@@ -148,7 +151,7 @@ async def test_ask_after_tryagain_is_followed(world: World) -> None:
     assert client.values() == [1]
 
 
-async def test_redirections_without_end_end_at_the_deadline(world: World) -> None:
+async def test_redirections_without_end_end_at_the_deadline(autojump_clock: MockClock, world: World) -> None:
     """Two nodes that each name the other: the client gets an error that says so, and in time."""
     key = keys_of(world, 0)[0]
     client = world.client()
@@ -159,7 +162,7 @@ async def test_redirections_without_end_end_at_the_deadline(world: World) -> Non
             for _ in world.nodes[index].take():
                 world.nodes[index].reply(moved(world, key, 1 - index))
         await world.settle()
-        if not any(node.link.has_unread() for node in world.nodes):
+        if not any(node.has_unread() for node in world.nodes):
             await trio.sleep(0.001)
             await world.settle()
     assert str(values[0]).startswith("NOTREADY")
@@ -180,7 +183,7 @@ async def test_a_client_that_leaves_mid_retry_leaves_nothing(world: World) -> No
 # -- the rules of order
 
 
-async def test_rule_1_nothing_is_sent_past_a_retry(world: World) -> None:
+async def test_rule_1_nothing_is_sent_past_a_retry(autojump_clock: MockClock, world: World) -> None:
     key, elsewhere = keys_of(world, 0)[0], keys_of(world, 2)[0]
     client = world.client()
     client.send(command("SET", key, "1"))
@@ -220,7 +223,9 @@ async def test_rule_2_a_retry_waits_for_what_is_in_flight(world: World) -> None:
     ("first", "second", "is_refused"),
     [("SET", "SET", True), ("SET", "GET", True), ("GET", "SET", True), ("GET", "GET", False)],
 )
-async def test_rule_3_an_overtaken_request_is_refused(world: World, first: str, second: str, is_refused: bool) -> None:
+async def test_rule_3_an_overtaken_request_is_refused(
+    world: World, first: str, second: str, is_refused: bool
+) -> None:
     """The first is turned away, the second runs (the slot came back meanwhile): the first must not run after it."""
     key = keys_of(world, 0)[0]
     words = {"SET": ("SET", key, "v"), "GET": ("GET", key)}
@@ -302,7 +307,9 @@ async def test_quick_retries_are_bounded(world: World) -> None:
     client = world.client()
     client.send(command("SET", key, "v"))
     hops = 0
-    while any(flat(node.take() for node in world.nodes[:1])) or any(flat(node.take() for node in world.nodes[1:2])):
+    while any(flat(node.take() for node in world.nodes[:1])) or any(
+        flat(node.take() for node in world.nodes[1:2])
+    ):
         index = hops % 2
         world.nodes[index].reply(moved(world, key, 1 - index))
         world.turn()
@@ -316,14 +323,14 @@ async def test_quick_retries_are_bounded(world: World) -> None:
 
 @pytest.mark.parametrize(("words", "repeated"), [(("GET",), True), (("SET", "v"), False), (("INCR",), False)])
 async def test_a_read_is_repeated_and_a_sent_write_is_not(
-    world: World, words: tuple[str, ...], repeated: bool
+    autojump_clock: MockClock, world: World, words: tuple[str, ...], repeated: bool
 ) -> None:
     """Promise 5."""
     key = keys_of(world, 0)[0]
     client = world.client()
     client.send(command(words[0], key, *words[1:]))
     assert len(world.nodes[0].take()) == 1
-    world.nodes[0].link.close()
+    world.nodes[0].lose()
     await world.settle()
     await world.connect()
     await trio.sleep(0.3)
@@ -341,13 +348,13 @@ async def test_a_read_is_repeated_and_a_sent_write_is_not(
         assert world.exchange.unknown_outcomes_total == 1
 
 
-async def test_an_unsent_write_is_sent_after_a_reconnect(world: World) -> None:
+async def test_an_unsent_write_is_sent_after_a_reconnect(autojump_clock: MockClock, world: World) -> None:
     """Promise 5: not one byte of it had left."""
     key = keys_of(world, 0)[0]
     filler, client = world.client(), world.client()
     filler.send(command("SET", key, b"x" * 3_000_000))  # more than the socket takes
     client.send(command("SET", key, "v"))
-    world.nodes[0].link.close()
+    world.nodes[0].lose()
     await world.settle()
     await world.connect()
     await trio.sleep(0.3)
@@ -359,12 +366,12 @@ async def test_an_unsent_write_is_sent_after_a_reconnect(world: World) -> None:
     assert client.values() == [b"OK"]
 
 
-async def test_a_node_that_stays_away_gives_notready_in_time(world: World) -> None:
+async def test_a_node_that_stays_away_gives_notready_in_time(autojump_clock: MockClock, world: World) -> None:
     """Promise 9: it says what, why, and that it did not run."""
     key = keys_of(world, 0)[0]
     client = world.client()
     world.nodes[0].accepts = False
-    world.nodes[0].link.close()
+    world.nodes[0].lose()
     await world.settle()
     began = trio.current_time()
     client.send(command("SET", key, "v"))
@@ -379,7 +386,7 @@ async def test_a_node_that_stays_away_gives_notready_in_time(world: World) -> No
 async def test_one_lost_node_holds_back_no_other(world: World) -> None:
     """Promise 8."""
     world.nodes[0].accepts = False
-    world.nodes[0].link.close()
+    world.nodes[0].lose()
     await world.settle()
     blocked, client = world.client(), world.client()
     blocked.send(command("GET", keys_of(world, 0)[0]))
@@ -397,7 +404,10 @@ async def test_noscript_is_healed_from_the_proxys_own_copy(world: World) -> None
     world.nodes[0].reply(b":1\r\n")
     world.turn()
     digest = b"e0e1f9fabfc9d4800c877a703b823ac0578ff8db"
-    client.send(command("EVALSHA", digest.upper(), "1", key) + command("EVALSHA", b"0" * 40, "1", keys_of(world, 0)[1]))
+    client.send(
+        command("EVALSHA", digest.upper(), "1", key)
+        + command("EVALSHA", b"0" * 40, "1", keys_of(world, 0)[1])
+    )
     world.nodes[0].take()
     world.nodes[0].reply(b"-NOSCRIPT No matching script.\r\n", b"-NOSCRIPT No matching script.\r\n")
     world.turn()

@@ -25,7 +25,18 @@ LEAVES = st.one_of(
     BYTES.map(lambda body: _bulk(b"$", body)),
     BYTES.map(lambda body: _bulk(b"!", b"ERR " + body)),
     BYTES.map(lambda body: _bulk(b"=", b"txt:" + body)),
-    st.sampled_from([b"$-1\r\n", b"*-1\r\n", b"_\r\n", b"#t\r\n", b"#f\r\n", b",1.5\r\n", b",inf\r\n", b"(12345678901234567890\r\n"]),
+    st.sampled_from(
+        [
+            b"$-1\r\n",
+            b"*-1\r\n",
+            b"_\r\n",
+            b"#t\r\n",
+            b"#f\r\n",
+            b",1.5\r\n",
+            b",inf\r\n",
+            b"(12345678901234567890\r\n",
+        ]
+    ),
 )
 
 

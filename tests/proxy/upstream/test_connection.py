@@ -87,7 +87,16 @@ def pair() -> Iterator[Pair]:
 
 REPLIES = st.lists(
     st.one_of(
-        st.sampled_from([b"+OK\r\n", b":1\r\n", b"$-1\r\n", b"*0\r\n", b"-MOVED 1 h:1\r\n", b"*2\r\n$1\r\na\r\n*1\r\n:3\r\n"]),
+        st.sampled_from(
+            [
+                b"+OK\r\n",
+                b":1\r\n",
+                b"$-1\r\n",
+                b"*0\r\n",
+                b"-MOVED 1 h:1\r\n",
+                b"*2\r\n$1\r\na\r\n*1\r\n:3\r\n",
+            ]
+        ),
         st.binary(max_size=40).map(lambda body: b"$%d\r\n%b\r\n" % (len(body), body)),
         st.just(b"$5000\r\n" + b"x" * 5000 + b"\r\n"),
         st.just(b">2\r\n+push\r\n:1\r\n"),
@@ -173,7 +182,9 @@ def test_backpressure_and_its_end() -> None:
     st.sampled_from(["node closes", "we close"]),
 )
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_lost_requests_are_told_whether_they_were_sent(lengths: list[int], read: int, answered: int, how: str) -> None:
+def test_lost_requests_are_told_whether_they_were_sent(
+    lengths: list[int], read: int, answered: int, how: str
+) -> None:
     """Promise 5: a request that is said to be unsent, and may be sent again, was not seen by the node in any part."""
     pair = Pair()
     try:
