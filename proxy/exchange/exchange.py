@@ -119,8 +119,9 @@ class Exchange:
         lane = Lane.READ if repeatable else Lane.WRITE
         target: Address | None = None  # after ASK, for one sending
         hops = attempt = 0
-        reason = ""
-        while True:
+        reason = "requests before it took all the time"
+        # Nothing is sent at the deadline: there would be no time for the reply, and a write's outcome unknown.
+        while trio.current_time() < deadline:
             connection = (
                 self.routes.owner(hash_slot, resp, lane)
                 if target is None
@@ -167,14 +168,13 @@ class Exchange:
                     hops = HOPS_MAX
                 case _:
                     assert_never(redirect)
-            if trio.current_time() >= deadline:
-                self.expired_total += 1
-                return not_ready(f"slot {hash_slot}", self.deadline_seconds, reason)
             if hops >= HOPS_MAX:
                 target = None  # after a wait the owner is asked again: the slot may have settled
                 await self.pause(attempt, deadline)
                 attempt += 1
                 hops = 0
+        self.expired_total += 1
+        return not_ready(f"slot {hash_slot}", self.deadline_seconds, reason)
 
     async def execute_at(self, address: Address, raw: bytes, *, resp: int = 2, repeatable: bool) -> bytes:
         """The reply of one named node, errors included, whatever slots it owns. Waits for its connection."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from proxy.hub import READ, WRITE, Endpoint, Hub
-from proxy.protocol.replies import AGGREGATE, BULK_LENGTHS, ONE_LINE, PUSH, FrameScanner, ReplyError
+from proxy.protocol.replies import AGGREGATE, BULK_LENGTHS, ONE_LINE, PUSH, FrameScanner, ReplyError, number_of
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
 from routing.redirect import needs_attention
 from routing.topology import Address
@@ -211,7 +211,7 @@ class NodeConnection(Endpoint):
             if kind == 36:
                 length = length_of(buffer[at + 1 : line_end])
                 if length is None:
-                    length = int(buffer[at + 1 : line_end])
+                    length = number_of(buffer[at + 1 : line_end])
                 end = line_end + 2 if length < 0 else line_end + length + 4
                 if end > size:
                     self._needed = end - at
