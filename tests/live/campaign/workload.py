@@ -254,7 +254,7 @@ class Load:
                 due = max(trio.current_time(), due + rng.uniform(0.5, 1.5) * pause)
         finally:
             if connection is not None:
-                await connection.aclose_forcefully()
+                await connection.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
 
     async def _connected(self, *, resp3: bool) -> Connection | None:
         """A connection, or None after counting what went wrong and a pause."""
@@ -342,7 +342,7 @@ class Load:
             except GONE as problem:
                 self._count("SCAN", Fault(FaultKind.ERROR, f"connection lost: {problem}"), phase)
             finally:
-                await connection.aclose_forcefully()
+                await connection.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
 
     async def _scan(self, connection: Connection, phase: Phase) -> None:
         """One iteration. Raises what `Connection.exchange` raises."""
@@ -420,7 +420,7 @@ async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
         async for data in stream:
             *lines, buffered = (buffered + data).split(b"\n")
             for line in lines:
-                yield line
+                yield line  # noqa: ASYNC119  # its one reader drains it
 
 
 def say(answer: dict[str, Any]) -> None:

@@ -53,7 +53,9 @@ class FakeNode:
         ] = []  # connections that were asked to subscribe, while they last
         self.is_down = False  # it closes every new connection
 
-    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(  # noqa: ASYNC128  # serve_listeners says started
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.address = Address(*listener.socket.getsockname()[:2])
         await trio.serve_listeners(self._talk, [listener], task_status=task_status)  # type: ignore[arg-type]
