@@ -449,7 +449,7 @@ class Subscriptions:
     # -- ending
 
     def _close_idle_lines(self) -> None:
-        """Close what carries nothing: to a node that refused, to a former owner. The last task at it does so."""
+        """Close what carries nothing: to a node that refused, to a former owner. The last task does it."""
         if self._placing.locked():
             return
         for line in [line for line in self._lines.values() if not line.load]:
