@@ -34,7 +34,7 @@ from proxy.metrics import Family, Metrics, MetricType, Sample
 from proxy.settings import Settings
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
-from proxy.upstream.nodes import Nodes
+from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.topology import Address
 
@@ -153,7 +153,9 @@ class Proxy:
             while not self.topology.view.shards:
                 await self.topology.wait_change()
             while any(
-                self.nodes.connection(shard.primary.address, 2) is None for shard in self.topology.view.shards
+                self.nodes.connection(shard.primary.address, 2, lane) is None
+                for shard in self.topology.view.shards
+                for lane in Lane
             ):
                 await self.nodes.wait_change()
         if not self.topology.view.shards:

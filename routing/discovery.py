@@ -56,78 +56,80 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
         return known
     lines = best_lines(reports)
     answered = {report.myself.node.id for report in reports}
-    owners: list[str | None] = [None] * SLOT_COUNT
+    shards = _shards(lines)
+    index_of = {shard.primary.id: index for index, shard in enumerate(shards)}
+    owners = [UNOWNED] * SLOT_COUNT  # slot -> index into shards; filled by ranges, which keeps a round short
     epochs = [0] * SLOT_COUNT
     primaries = [line for line in lines.values() if line.node.role is Role.PRIMARY]
     for line in sorted(primaries, key=lambda line: (line.node.config_epoch, line.node.id)):
+        index = index_of[line.node.id]
         for low, high in line.slot_ranges:
-            owners[low : high + 1] = [line.node.id] * (high - low + 1)
+            owners[low : high + 1] = [index] * (high - low + 1)
             epochs[low : high + 1] = [line.node.config_epoch] * (high - low + 1)
-    _keep_newer(owners, epochs, known, answered, lines)
-    by_address = {line.node.address: line.node.id for line in lines.values()}
+    _keep_newer(owners, epochs, known, answered, index_of)
+    by_address = {shard.primary.address: index for index, shard in enumerate(shards)}
     for slot, address in adopted.items():
         if address in by_address:
             owners[slot] = by_address[address]
-    return Known(_view(lines, owners, reports, known.view), tuple(epochs))
+    view = TopologyView(
+        revision=known.view.revision,
+        epoch=max(report.current_epoch for report in reports),
+        shards=shards,
+        shard_of_slot=tuple(owners),
+        migrations=_migrations(reports, owners, index_of),
+    )
+    if view == known.view:
+        view = known.view
+    else:
+        view = replace(view, revision=view.revision + 1)
+    return Known(view, tuple(epochs))
 
 
-def _keep_newer(
-    owners: list[str | None],
-    epochs: list[int],
-    known: Known,
-    answered: set[str],
-    lines: Mapping[str, NodeLine],
-) -> None:
-    """Undo claims that are older than what we know, where the owner that we know did not answer."""
-    for index, shard in enumerate(known.view.shards):
-        owner = shard.primary.id
-        if owner in answered or owner not in lines:
-            continue
-        for low, high in known.view.slot_ranges_of(index):
-            for slot in range(low, high + 1):
-                if epochs[slot] < known.claim_epochs[slot]:
-                    owners[slot] = owner
-                    epochs[slot] = known.claim_epochs[slot]
-
-
-def _view(
-    lines: Mapping[str, NodeLine],
-    owners: Sequence[str | None],
-    reports: Sequence[Report],
-    previous: TopologyView,
-) -> TopologyView:
+def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
+    """A shard for each primary, by node id."""
     replicas: dict[str, list[Node]] = {}
     for line in lines.values():
         if line.node.role is Role.REPLICA and line.node.primary_id is not None:
             replicas.setdefault(line.node.primary_id, []).append(line.node)
-    owning = {owner for owner in owners if owner is not None}
-    heads = [line.node for line in lines.values() if line.node.role is Role.PRIMARY or line.node.id in owning]
+    heads = [line.node for line in lines.values() if line.node.role is Role.PRIMARY]
     heads.sort(key=lambda node: node.id)
-    shards = tuple(
+    return tuple(
         Shard(head, tuple(sorted(replicas.get(head.id, ()), key=lambda node: node.id))) for head in heads
     )
-    index_of: dict[str | None, int] = {shard.primary.id: index for index, shard in enumerate(shards)}
-    index_of[None] = UNOWNED
-    view = TopologyView(
-        revision=previous.revision,
-        epoch=max(report.current_epoch for report in reports),
-        shards=shards,
-        shard_of_slot=tuple([index_of[owner] for owner in owners]),
-        migrations=_migrations(reports, owners),
-    )
-    return previous if view == previous else replace(view, revision=previous.revision + 1)
 
 
-def _migrations(reports: Sequence[Report], owners: Sequence[str | None]) -> tuple[Migration, ...]:
+def _keep_newer(
+    owners: list[int],
+    epochs: list[int],
+    known: Known,
+    answered: set[str],
+    index_of: Mapping[str, int],
+) -> None:
+    """Undo claims that are older than what we know, where the owner that we know did not answer."""
+    for known_index, shard in enumerate(known.view.shards):
+        index = index_of.get(shard.primary.id)
+        if index is None or shard.primary.id in answered:
+            continue
+        for low, high in known.view.slot_ranges_of(known_index):
+            for slot in range(low, high + 1):
+                if epochs[slot] < known.claim_epochs[slot]:
+                    owners[slot] = index
+                    epochs[slot] = known.claim_epochs[slot]
+
+
+def _migrations(
+    reports: Sequence[Report], owners: Sequence[int], index_of: Mapping[str, int]
+) -> tuple[Migration, ...]:
     """Open slots by (source, target). One open side is enough; an importing slot that is owned already is over."""
     pairs: dict[tuple[str, str, MigrationKind], set[int]] = {}
     for report in reports:
         own_id = report.myself.node.id
+        own_index = index_of.get(own_id)  # a replica has none, and no open slots
         for slot, target in report.myself.migrating:
-            if owners[slot] == own_id:
+            if owners[slot] == own_index:
                 pairs.setdefault((own_id, target, MigrationKind.STEPWISE), set()).add(slot)
         for slot, source in report.myself.importing:
-            if owners[slot] != own_id:
+            if owners[slot] != own_index:
                 pairs.setdefault((source, own_id, MigrationKind.STEPWISE), set()).add(slot)
         for job in report.atomic_migrations:
             slots = pairs.setdefault((job.source_id, job.target_id, MigrationKind.ATOMIC), set())

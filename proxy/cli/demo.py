@@ -32,7 +32,7 @@ from proxy.embedded.cluster import HOST, Cluster, ClusterError, Node, choose_por
 from proxy.embedded.connection import ConnectionLost, ServerError, connected
 from proxy.embedded.engine import EngineNotFound, find_engine
 from proxy.embedded.follower import FollowingClient
-from proxy.embedded.guard import Guard, signal_group
+from proxy.embedded.guard import signal_group, wait_ended
 from proxy.embedded.moves import MoveError, move_slot_stepwise
 from proxy.embedded.traffic import (
     Client,
@@ -135,13 +135,13 @@ async def _run_traffic(
             (plain, lambda: FollowingClient(seed, choice)),
             (steady, lambda: SingleServerClient(address)),
         ):
-            await _start_side(nursery, clients, side, new_client, choice)
+            _start_side(nursery, clients, side, new_client, choice)
         nursery.start_soon(show.redraw_until_cancelled)
         await _move_slots(cluster, show, sorted({slot_of(key) for key in plain.keys}))
         nursery.cancel_scope.cancel()
 
 
-async def _start_side(
+def _start_side(
     nursery: trio.Nursery,
     clients: AsyncExitStack,
     side: Traffic,
@@ -199,7 +199,13 @@ async def _steadyread(cluster: Cluster) -> AsyncIterator[Address]:
         await _wait_serving(process, listen, log)
         yield listen
     finally:
-        await _end(process, cluster.guard)
+        signal_group(process, signal.SIGTERM)
+        with trio.move_on_after(_STOP_SECONDS) as patience:
+            patience.shield = True
+            await wait_ended(process)
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+        cluster.guard.forget(process)
 
 
 def _serve_command(seed: Address, listen: Address, admin: Address) -> list[str]:
@@ -219,18 +225,6 @@ async def _wait_serving(process: subprocess.Popen[bytes], address: Address, log:
                 await trio.sleep(0.05)
         raise ClusterError(f"steadyread serve ended with {process.returncode}: {log_end(log)}")
     raise ClusterError(f"steadyread serve does not answer after {_SERVE_SECONDS:.0f} s: {log_end(log)}")
-
-
-async def _end(process: subprocess.Popen[bytes], guard: Guard) -> None:
-    """Ask it to stop, and kill it when it does not. Shielded, because it is what cancellation leads to."""
-    signal_group(process, signal.SIGTERM)
-    with trio.move_on_after(_STOP_SECONDS) as patience:
-        patience.shield = True
-        while process.poll() is None:
-            await trio.sleep(0.01)
-    signal_group(process, signal.SIGKILL)
-    process.wait()
-    guard.forget(process)
 
 
 @dataclass(slots=True)
@@ -290,6 +284,12 @@ class _Show:
         for name, tally in self.tallies.items():
             for words in tally.examples.values():
                 self._console.print(f"{name}, for example: {words}", highlight=False, markup=False)
+        if self.tallies[PLAIN].is_clean:
+            self._console.print(
+                "The plain client saw nothing wrong: from Valkey 8 on, replicas redirect reads of a slot that"
+                " moves. Those of Redis up to 8.0 answer nil: try --engine redis-server",
+                highlight=False,
+            )
         verdict = "no wrong read and no error" if self.tallies[STEADY].is_clean else "WRONG READS OR ERRORS"
         self._console.print(f"Steadyread: {verdict}", highlight=False)
 

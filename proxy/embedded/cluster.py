@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import trio
 
 from proxy.embedded.connection import Argument, Connection, ConnectionLost, ServerError, connected
 from proxy.embedded.engine import Engine
-from proxy.embedded.guard import Guard, signal_group
+from proxy.embedded.guard import Guard, signal_group, wait_ended
 from proxy.embedded.nodemap import NodeMap, parse_nodes
 from routing.slot import SLOT_COUNT
 from routing.topology import Address
@@ -101,7 +101,7 @@ class Cluster:
         async with self.connection(address) as connection:
             return await connection.call(*parts)
 
-    def connection(self, address: Address | Node) -> Any:
+    def connection(self, address: Address | Node) -> AbstractAsyncContextManager[Connection]:
         """A connection for the length of an ``async with`` block."""
         return connected(address.address if isinstance(address, Node) else address)
 
@@ -113,8 +113,7 @@ class Cluster:
         """SIGKILL, and wait until it is gone. Its replica takes over after the node timeout."""
         process = _running(node)
         signal_group(process, signal.SIGKILL)
-        while process.poll() is None:
-            await trio.sleep(0.005)
+        await wait_ended(process)
         self._forget(node)
 
     def stop_process(self, node: Node) -> None:
@@ -135,8 +134,10 @@ class Cluster:
         await wait_answering(node)
 
     async def wait_same_map(self) -> None:
-        """Return once every running node, replicas too, shows the same slots and the same replicas of each
-        primary, and no slot is on the move. Raises ClusterError after 60 s."""
+        """Return once every running node, replicas too, shows the same map, and no slot is on the move.
+
+        The map is which slots each node has and whose replica it is. Raises ClusterError after 60 s.
+        """
         with _deadline("the nodes do not agree on the map") as say:
             while True:
                 maps = await self._maps()
@@ -147,7 +148,10 @@ class Cluster:
 
     async def wait_serving(self) -> None:
         """Return once every running node shows the same map and serves it, and every replica's link is up.
-        Raises ClusterError after 60 s."""
+
+        After a kill that is so until the others notice: wait for the replica's promotion first.
+        Raises ClusterError after 60 s.
+        """
         await self.wait_same_map()
         with _deadline("the cluster does not serve") as say:
             for node in self._running_nodes():
@@ -198,15 +202,13 @@ class Cluster:
         node.is_frozen = False
 
     async def _end(self) -> None:
-        """Kill and reap every server. Shielded, because it is what cancellation leads to."""
+        """Kill and reap every server."""
         for node in self.nodes:
             if node.process is not None:
                 signal_group(node.process, signal.SIGKILL)
-        with trio.move_on_after(_REAP_SECONDS) as reaping:
-            reaping.shield = True
-            for node in self.nodes:
-                if node.process is not None:
-                    await self.kill(node)
+        for node in self.nodes:
+            if node.process is not None:
+                await self.kill(node)
 
 
 @asynccontextmanager
@@ -238,7 +240,9 @@ async def running_cluster(
             await form(cluster)
             yield cluster
         finally:
-            await cluster._end()
+            with trio.move_on_after(_REAP_SECONDS) as reaping:
+                reaping.shield = True
+                await cluster._end()
     finally:
         guard.close()
 

@@ -25,6 +25,7 @@ from proxy.embedded.cluster import (
     choose_ports,
     form,
     lay_out,
+    log_end,
     missing_to_serve,
 )
 from proxy.embedded.connection import ConnectionLost, ServerError, connected
@@ -34,7 +35,10 @@ from routing.topology import Address, Role
 RECORD = "cluster.json"
 _PID_FILE = "node.pid"
 _DAEMON = ("--daemonize", "yes", "--pidfile", _PID_FILE, "--logfile", "server.log")
+_HAS_PROC = Path("/proc/self/cwd").exists()
+_POLL_SECONDS = 0.005
 _ANSWER_SECONDS = 2.0  # a node that takes longer is reported as one that does not answer
+_START_SECONDS = 10.0
 _END_SECONDS = 10.0
 
 
@@ -115,8 +119,7 @@ async def stop_detached(directory: Path) -> int:
         os.kill(pid, signal.SIGKILL)  # it saves nothing, so there is nothing to wait for
     for node, pid in running:
         with trio.move_on_after(_END_SECONDS):
-            while await node_pid(node) is not None:
-                await trio.sleep(0.01)
+            await _wait_pid(node, is_there=False)
             continue
         raise ClusterError(f"{node}: process {pid} does not end")
     for node in cluster.nodes:
@@ -151,8 +154,16 @@ async def node_pid(node: Node) -> int | None:
     return pid if await _is_server_of(node, pid) else None
 
 
+async def _wait_pid(node: Node, *, is_there: bool) -> None:
+    """Return once the node's server runs, or does not."""
+    while True:
+        if (await node_pid(node) is not None) is is_there:
+            return
+        await trio.sleep(_POLL_SECONDS)
+
+
 async def _is_server_of(node: Node, pid: int) -> bool:
-    if os.path.isdir("/proc/self"):
+    if _HAS_PROC:
         try:
             return Path(f"/proc/{pid}/cwd").readlink() == node.directory.resolve()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -169,16 +180,25 @@ async def _is_server_of(node: Node, pid: int) -> bool:
 
 
 async def _start_daemon(cluster: Cluster, node: Node) -> None:
-    done = await trio.run_process(
-        [*cluster.engine.server, "node.conf", *cluster.extra],
-        cwd=node.directory,
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        words = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()[-3:]
-        raise ClusterError(f"{node}: the server did not start: {' / '.join(words)}")
+    """Return once the server runs on its own and its process id is known. Raises ClusterError.
+
+    Shielded: a server that was started but is not known yet could not be stopped.
+    """
+    with trio.move_on_after(_START_SECONDS) as patience:
+        patience.shield = True
+        done = await trio.run_process(
+            [*cluster.engine.server, "node.conf", *cluster.extra],
+            cwd=node.directory,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            words = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()[-3:]
+            raise ClusterError(f"{node}: the server did not start: {' / '.join(words)}")
+        await _wait_pid(node, is_there=True)
+        return
+    raise ClusterError(f"{node}: the server did not start: {log_end(node.log)}")
 
 
 def _write_record(cluster: Cluster) -> None:

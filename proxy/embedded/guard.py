@@ -17,6 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
+
+_POLL_SECONDS = 0.005
 _WAIT_THEN_BECOME = 'read -r go && exec "$@" </dev/null'
 
 _GUARD_PROGRAM = """
@@ -45,9 +48,7 @@ if sys.argv[1]:
 
 
 class Guard:
-    """Owns the guarding child. Every method is synchronous and takes a few milliseconds at most, `close`
-    aside.
-    """
+    """Owns the guarding child. Its methods are synchronous and take milliseconds, `close` aside."""
 
     def __init__(self, remove: Path | None = None) -> None:
         """Start the child; it removes the directory ``remove`` at the end."""
@@ -92,9 +93,15 @@ class Guard:
         self._process.stdin.flush()
 
 
+async def wait_ended(process: subprocess.Popen[bytes]) -> None:
+    """Return once the process ended and was reaped."""
+    while True:
+        if process.poll() is not None:
+            return
+        await trio.sleep(_POLL_SECONDS)
+
+
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal the process and what it started, wrappers and saving children included. Not an error when it is
-    gone.
-    """
+    """Signal the process and what it started, saving children included; nothing when it is gone."""
     if process.poll() is None:
         os.killpg(process.pid, number)

@@ -23,7 +23,7 @@ from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.nodes import Nodes
+from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.redirect import (
@@ -116,12 +116,16 @@ class Exchange:
         for what nodes do: an error reply says it. If cancelled, the command may have run.
         """
         deadline = trio.current_time() + self.deadline_seconds if deadline is None else deadline
+        lane = Lane.READ if repeatable else Lane.WRITE
         target: Address | None = None  # after ASK, for one sending
         hops = attempt = 0
-        reason = ""
-        while True:
+        reason = "requests before it took all the time"
+        # Nothing is sent at the deadline: there would be no time for the reply, and a write's outcome unknown.
+        while trio.current_time() < deadline:
             connection = (
-                self.routes.owner(hash_slot, resp) if target is None else self.routes.node(target, resp)
+                self.routes.owner(hash_slot, resp, lane)
+                if target is None
+                else self.routes.node(target, resp, lane)
             )
             if connection is None:
                 redirect: Redirect = Wait(self._why_unreachable(hash_slot, target))
@@ -164,13 +168,13 @@ class Exchange:
                     hops = HOPS_MAX
                 case _:
                     assert_never(redirect)
-            if trio.current_time() >= deadline:
-                self.expired_total += 1
-                return not_ready(f"slot {hash_slot}", self.deadline_seconds, reason)
             if hops >= HOPS_MAX:
                 target = None  # after a wait the owner is asked again: the slot may have settled
                 await self.pause(attempt, deadline)
                 attempt += 1
+                hops = 0
+        self.expired_total += 1
+        return not_ready(f"slot {hash_slot}", self.deadline_seconds, reason)
 
     async def execute_at(self, address: Address, raw: bytes, *, resp: int = 2, repeatable: bool) -> bytes:
         """The reply of one named node, errors included, whatever slots it owns. Waits for its connection."""
@@ -178,7 +182,7 @@ class Exchange:
         attempt = 0
         reason = ""
         while trio.current_time() < deadline:
-            connection = self.routes.node(address, resp)
+            connection = self.routes.node(address, resp, Lane.READ if repeatable else Lane.WRITE)
             if connection is not None:
                 try:
                     with trio.move_on_at(deadline):

@@ -11,6 +11,10 @@ Slots stand in request order and leave from the front, once answered (promise 6)
 4. When a slot's owner changes, clients with requests in flight to the former owner wait for those answers first
    (``hold_until_drained``); in a slot that is moving, a client's requests go one by one.
 
+5. What is in flight at one time goes over one lane (``upstream.nodes.Lane``), so that the node sees it in order. A
+   client with nothing in flight chooses anew: the read lane if only reads come. When a write comes while its reads
+   are in flight it waits for them once, and from then on this client, which mixes, stays on the write lane.
+
 Retries that can be queued at once go in the same turn, in their order. All others are handled one after the other
 by one task. Either way the client is held (``is_held``) until every retry is answered.
 """
@@ -24,8 +28,10 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
+from proxy.exchange.routes import Route
 from proxy.protocol.replies import decode
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
 from routing.command import Command
 from routing.keys import key_positions
@@ -43,6 +49,8 @@ class RequestSlot(ReplySlot):
 
     def keys(self) -> set[bytes]:
         """The keys that it names; for the order check only, so it is computed when that is needed."""
+        if not self.raw:  # answered by the proxy
+            return set()
         arguments: list[bytes] = decode(self.raw)
         return {arguments[position] for position in key_positions(self.command, arguments)}
 
@@ -94,7 +102,9 @@ class OpenRequests(Requester):
         self._draining = False
         self._working = False  # a task has the retries, or a piece of work
         self._work_scope: trio.CancelScope | None = None  # of work that ends when the client leaves
-        self.routes = exchange.routes.table(2)  # slot -> route, for this client's RESP version
+        self._tables = exchange.routes.tables(2)  # by lane: slot -> route, for this client's RESP version
+        self._routes = self._tables[Lane.WRITE]  # of the lane that its requests in flight are on
+        self._mixes = False  # it has pipelined a write behind reads
 
     @property
     def is_held(self) -> bool:
@@ -104,20 +114,36 @@ class OpenRequests(Requester):
     def set_resp(self, resp: int) -> None:
         """Speak this RESP version from the next command on."""
         self.resp = resp
-        self.routes = self.exchange.routes.table(resp)
+        self._tables = self.exchange.routes.tables(resp)
+        self._routes = self._tables[Lane.WRITE]
 
     # -- dispatching
 
+    def choose_routes(self, is_readonly: bool) -> list[Route] | None:
+        """Slot -> route for the client's next command; None: it must wait for what is in flight (rule 5).
+
+        Call it before the command's slot is queued.
+        """
+        if not self._mixes:
+            if not self.slots or not self.in_flight():
+                self._routes = self._tables[Lane.READ if is_readonly else Lane.WRITE]
+            elif not is_readonly and self._routes is self._tables[Lane.READ]:
+                self._mixes = True
+                self._routes = self._tables[Lane.WRITE]
+                return None
+        return self._routes
+
     def relay(self, command: Command, raw: bytes, hash_slot: int) -> None:
         """Queue a single-slot command whose route may not be ready."""
-        route = self.routes[hash_slot]
+        routes = self.choose_routes(command.is_readonly)
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
+        route = None if routes is None else routes[hash_slot]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
             return
-        owner = self.exchange.routes.owner(hash_slot, self.resp)
-        if owner is not None:  # the slot is moving: one by one, rule 4
+        owner = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
+        if owner is not None:  # after what is in flight: rule 5, or rule 4 while the slot is moving
             self._retry(slot, Moved(hash_slot, owner.address))
             self.hub.touched(self)
         else:
@@ -212,7 +238,9 @@ class OpenRequests(Requester):
                 slot.redirect = None
         waiting = [slot for slot in waiting if slot.reply is None]
         self._resends += 1
-        targets = [self._target(slot) for slot in waiting]
+        # Nothing else is in flight, so the lane is free to choose, but it is one for all of them.
+        lane = Lane.READ if all(slot.command.is_readonly for slot in waiting) else Lane.WRITE
+        targets = [self._target(slot, lane) for slot in waiting]
         if self._resends <= RESENDS_MAX and all(targets):
             for slot, target in zip(waiting, targets, strict=True):
                 assert target is not None
@@ -227,13 +255,13 @@ class OpenRequests(Requester):
             self._resolve_next(deque(waiting))
         self.hub.touched(self)
 
-    def _target(self, slot: RequestSlot) -> NodeConnection | None:
+    def _target(self, slot: RequestSlot, lane: Lane) -> NodeConnection | None:
         """Where a plain slot can be queued again at once, or None when a task must see to it."""
         if type(slot) is not RequestSlot:
             return None
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):
-                return self.exchange.routes.node(address, self.resp)
+                return self.exchange.routes.node(address, self.resp, lane)
         return None
 
     def _resolve_next(self, waiting: deque[RequestSlot]) -> None:

@@ -163,9 +163,12 @@ def _parts(slot: SplitSlot) -> list[Part]:
 def dispatch_split(open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes) -> None:
     """Send a splittable command of one client, each part to its slot's node."""
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
+    routes = open_requests.choose_routes(command.is_readonly)
     open_requests.slots.append(slot)
-    connections = [open_requests.routes[part.hash_slot] for part in slot.parts]
-    if not all(isinstance(connection, NodeConnection) and connection.ready for connection in connections):
+    connections = [] if routes is None else [routes[part.hash_slot] for part in slot.parts]
+    if routes is None or not all(
+        isinstance(connection, NodeConnection) and connection.ready for connection in connections
+    ):
         open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")
         return
     slot.pending = len(slot.parts)

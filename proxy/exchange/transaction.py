@@ -22,6 +22,7 @@ from proxy.protocol.encode import EMPTY_ARRAY, array, error, frame
 from proxy.protocol.replies import elements
 from proxy.upstream.connect import ConnectError
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ASKING, ConnectionLostError, Discard, Slot, Waiter
 from routing.command import Command, lookup
 from routing.redirect import Ask, Moved, Redirect, Wait, needs_attention
@@ -154,32 +155,31 @@ class BlockSlot(RequestSlot):
 
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Send the block again until it runs or the deadline is over."""
+        lane = Lane.WRITE if self.may_write else Lane.READ
         redirect = self.result
         hops = attempt = 0
         reason = "the slot's node takes no requests"
         while trio.current_time() < deadline:
             match redirect:
                 case Ask(_, address):
-                    connection = exchange.routes.node(address, resp)
+                    connection = exchange.routes.node(address, resp, lane)
                     hops += 1
                 case Moved():
-                    connection = exchange.routes.owner(self.hash_slot, resp)
+                    connection = exchange.routes.owner(self.hash_slot, resp, lane)
                     hops += 1
                 case _:
                     if isinstance(redirect, Wait):
                         reason = redirect.reason
                         hops = HOPS_MAX
-                    connection = exchange.routes.owner(self.hash_slot, resp)
+                    connection = exchange.routes.owner(self.hash_slot, resp, lane)
             if connection is None or hops >= HOPS_MAX:
                 await exchange.pause(attempt, deadline)
                 attempt += 1
-                if connection is None:
-                    redirect = None
-                    continue
-                connection = exchange.routes.owner(self.hash_slot, resp)
-                if connection is None:
-                    continue
+                hops = 0
                 redirect = None
+                connection = exchange.routes.owner(self.hash_slot, resp, lane)
+                if connection is None:
+                    continue
             self._result_event = trio.Event()
             BlockAttempt(self).queue(connection, asking=isinstance(redirect, Ask))
             await self._result_event.wait()
@@ -193,8 +193,9 @@ class BlockSlot(RequestSlot):
 def dispatch_block(open_requests: OpenRequests, queued: Sequence[Queued], hash_slot: int) -> None:
     """Send a transaction of one slot over the shared connection. The caller has seen that the client is not held."""
     slot = BlockSlot(open_requests, queued, hash_slot)
+    routes = open_requests.choose_routes(not slot.may_write)
     open_requests.slots.append(slot)
-    route = open_requests.routes[hash_slot]
+    route = None if routes is None else routes[hash_slot]
     if isinstance(route, NodeConnection) and route.ready:
         BlockAttempt(slot).queue(route)
     else:

@@ -27,10 +27,10 @@ from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
-    array_nil,
     Queued,
     Transaction,
     Watch,
+    array_nil,
     dispatch_block,
     run_blocks,
     watch,
@@ -115,6 +115,7 @@ class ClientConnection(OpenRequests):
         self._parser = RequestParser(server.request_limits)
         self._unread: list[bytes] = []  # bytes not parsed yet, in the chunks they came in
         self._unread_bytes = 0
+        self._growing: bytearray | None = None  # a large request that came in part, before _unread
         self._needed = 0  # bytes that make parsing _unread worth while
         self._silent: set[RequestSlot] = set()  # whose replies CLIENT REPLY drops
         self._is_paused = False
@@ -138,9 +139,17 @@ class ClientConnection(OpenRequests):
     def _process(self) -> None:
         """Dispatch the complete requests in the unparsed bytes, as far as the client's state and limits allow."""
         unread = self._unread
-        if not unread or self._unread_bytes < self._needed or self._is_closing or self.is_closed:
+        if not unread or self._unread_bytes < self._needed or self._is_paused:
             return
-        buffer = unread[0] if len(unread) == 1 else b"".join(unread)
+        if self._is_closing or self.is_closed:
+            return
+        growing = self._growing
+        if growing is not None:
+            for chunk in unread:
+                growing += chunk
+            buffer: bytes | bytearray = growing
+        else:
+            buffer = unread[0] if len(unread) == 1 else b"".join(unread)
         unread.clear()
         self._needed = 0
         at, size = 0, len(buffer)
@@ -149,7 +158,7 @@ class ClientConnection(OpenRequests):
             room = self._limits.open_requests_max - len(self.slots)
             if room <= 0:
                 break
-            if self.is_plain and not self._parser.resuming:
+            if self.is_plain and not self._parser.resuming and isinstance(buffer, bytes):
                 found: list[tuple[Command, bytes, int]] = []
                 end = scan_simple(buffer, at, room, found, self._limits.request_bytes_max)
                 if found:
@@ -165,18 +174,36 @@ class ClientConnection(OpenRequests):
                 self._needed = self._parser.needed
                 break
             arguments, end = parsed
+            raw = bytes(buffer[at:end])
+            at = end
+            if growing is not None:
+                self._growing = growing = None
+                buffer, at, size = bytes(buffer[end:]), 0, size - end
             if arguments:
                 self.commands += 1
                 # An inline command is no frame that a node could be sent.
-                self._command(arguments, buffer[at:end] if buffer[at] == 42 else encode.frame(arguments))
-            at = end
-        if at < size and not self.is_closed:
-            unread.append(buffer[at:] if at else buffer)
+                self._command(arguments, raw if raw[0] == 42 else encode.frame(arguments))
+        if at < size and not self.is_closed and growing is None:
+            rest = buffer[at:] if at else buffer
+            if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
+                # Many arguments are to come, each worth a look: it grows in place, so that the whole costs
+                # linear time. Joining chunks costs as little when the next look is far off.
+                self._growing = bytearray(rest)
+            else:
+                unread.append(bytes(rest))
         self._unread_bytes = size - at
 
     def _relay_simple(self, found: Sequence[tuple[Command, bytes, int]]) -> int:
         """Queue plain requests where the routes table says; how many bytes of them were not taken in the end."""
-        routes = self.routes
+        is_readonly = True
+        for command, _, _ in found:
+            if not command.is_readonly:
+                is_readonly = False
+                break
+        routes = self.choose_routes(is_readonly)
+        if routes is None:
+            self.hold_until_drained()
+            return sum(len(raw) for _, raw, _ in found)
         slots = self.slots
         touched = self.hub.touched
         self.commands += len(found)
@@ -282,7 +309,7 @@ class ClientConnection(OpenRequests):
         """Carry out what the proxy's own answer asks for."""
         match answer:
             case bytes():
-                if self.resp != (3 if self.routes is self.exchange.routes.table(3) else 2):
+                if self._tables is not self.exchange.routes.tables(self.resp):
                     self.set_resp(self.resp)
                 self._update_plain()
                 if answer:
@@ -521,11 +548,6 @@ class ClientConnection(OpenRequests):
         if unsent > limits.unsent_bytes_hard_max:
             self.close(f"more than {limits.unsent_bytes_hard_max} reply bytes unsent")
             return
-        if not open_requests and not unsent:
-            # Unparsed bytes at this point are no whole request: flush has dispatched those that were.
-            if self._is_closing or (self._is_ended and not self.is_held):
-                self.close("done")
-                return
         over = (
             open_requests >= limits.open_requests_max
             or unsent > limits.unsent_bytes_max
@@ -542,6 +564,12 @@ class ClientConnection(OpenRequests):
                 self._is_paused = False
                 if not self._is_ended:
                     self.transport.resume()
+                if not self.is_held:
+                    self._process()
+        if not self.slots and not self.transport.unsent_bytes:
+            # Unparsed bytes at this point are no whole request: those that were are dispatched.
+            if self._is_closing or (self._is_ended and not self.is_held):
+                self.close("done")
 
     # -- ending
 
@@ -575,6 +603,7 @@ class ClientConnection(OpenRequests):
             self.subscriptions.close()
         self.slots.clear()
         self._retrying.clear()
+        self._growing = None
         self._unread.clear()
         self._unread_bytes = 0
         self.server.on_client_closed(self, reason)
@@ -582,6 +611,7 @@ class ClientConnection(OpenRequests):
     def _fail(self, reply: bytes) -> None:
         """Send a last reply after those that are owed, then close; later bytes are not looked at."""
         self._is_closing = True
+        self._growing = None
         self._unread.clear()
         self._unread_bytes = 0
         slot = RequestSlot(self, _QUIT, b"", -1)

@@ -38,7 +38,7 @@ class FrameScanner:
         self._remaining = 1  # frames that are still to be passed
         self.needed = 0
 
-    def end_of(self, buffer: bytes, at: int) -> int:
+    def end_of(self, buffer: bytes | bytearray, at: int) -> int:
         """The offset behind the frame that begins at ``at``, or -1 when it is not complete.
 
         After -1 the next call must be for the same frame, with more bytes. Raises ReplyError on bytes that
@@ -56,14 +56,14 @@ class FrameScanner:
                 break
             kind = buffer[cursor]
             if kind == 36:
-                length = lengths(buffer[cursor + 1 : line_end])
+                length = lengths(bytes(buffer[cursor + 1 : line_end]))
                 if length is None:
-                    length = _number(buffer[cursor + 1 : line_end])
+                    length = number_of(buffer[cursor + 1 : line_end])
                 after = line_end + 2 if length < 0 else line_end + length + 4
             elif kind in ONE_LINE:
                 after = line_end + 2
             elif kind in AGGREGATE:
-                count = _number(buffer[cursor + 1 : line_end])
+                count = number_of(buffer[cursor + 1 : line_end])
                 if kind == 37:
                     count *= 2
                 elif kind == 124:
@@ -72,7 +72,7 @@ class FrameScanner:
                     remaining += count
                 after = line_end + 2
             elif kind in BULK:
-                length = _number(buffer[cursor + 1 : line_end])
+                length = number_of(buffer[cursor + 1 : line_end])
                 after = line_end + length + 4
             else:
                 raise ReplyError(f"no RESP type begins with byte 0x{kind:02x}")
@@ -101,7 +101,7 @@ def elements(reply: bytes) -> list[bytes]:
     at = line_end + 2
     found = []
     scanner = FrameScanner()
-    for _ in range(_number(reply[1:line_end])):
+    for _ in range(number_of(reply[1:line_end])):
         end = scanner.end_of(reply, at)
         if end < 0:
             raise ReplyError("an array ended early")
@@ -110,7 +110,8 @@ def elements(reply: bytes) -> list[bytes]:
     return found
 
 
-def _number(digits: bytes) -> int:
+def number_of(digits: bytes | bytearray) -> int:
+    """A length or count. Raises ReplyError."""
     try:
         return int(digits)
     except ValueError:
@@ -139,7 +140,7 @@ def _decode(buffer: bytes, at: int) -> tuple[Any, int]:
     kind, line = buffer[at], buffer[at + 1 : line_end]
     after = line_end + 2
     if kind in BULK:
-        length = _number(line)
+        length = number_of(line)
         if length < 0:
             return None, after
         body = buffer[after : after + length]
@@ -150,14 +151,14 @@ def _decode(buffer: bytes, at: int) -> tuple[Any, int]:
         )
         return value, after + length + 2
     if kind in AGGREGATE:
-        count = _number(line)
+        count = number_of(line)
         if count < 0:
             return None, after
         if kind in (37, 124):
             pairs = {}
             for _ in range(count):
                 key, after = _decode(buffer, after)
-                pairs[key if not isinstance(key, list) else tuple(key)], after = _decode(buffer, after)
+                pairs[_hashable(key)], after = _decode(buffer, after)
             return _decode(buffer, after) if kind == 124 else (pairs, after)
         items = []
         for _ in range(count):
@@ -165,6 +166,14 @@ def _decode(buffer: bytes, at: int) -> tuple[Any, int]:
             items.append(item)
         return items, after
     return _decode_line(kind, line), after
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple((key, _hashable(member)) for key, member in value.items())
+    return value
 
 
 _LINES: dict[int, Callable[[bytes], Any]] = {

@@ -12,6 +12,7 @@ differently from us; on a connection that clients share this would hand one clie
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from routing.command import Command
@@ -115,6 +116,9 @@ def parse_length(digits: bytes) -> int:
     return int(digits)
 
 
+_NEGATIVE = re.compile(rb"-[1-9][0-9]{0,17}")
+
+
 @dataclass(slots=True)
 class _Partial:
     """A multibulk request whose end has not come yet. Offsets are relative to the frame's first byte."""
@@ -139,7 +143,9 @@ class RequestParser:
         """True while the frame at the front of the buffer is parsed in part: only ``parse`` may touch it."""
         return self._partial is not None
 
-    def parse(self, buffer: bytes, at: int, *, authenticated: bool = True) -> tuple[list[bytes], int] | None:
+    def parse(
+        self, buffer: bytes | bytearray, at: int, *, authenticated: bool = True
+    ) -> tuple[list[bytes], int] | None:
         """The arguments of the request at ``at`` and the offset behind it, or None when it is incomplete.
 
         An empty request (a blank line, ``*0``) gives no arguments. After None, the next call must pass a
@@ -152,19 +158,21 @@ class RequestParser:
             end = self._line_end(buffer, at + 1, at, "too big mbulk count string")
             if end < 0:
                 return None
-            digits = buffer[at + 1 : end]
-            count = parse_length(digits.removeprefix(b"-"))
-            if count < 0 or (count > self._limits.arguments_max and not digits.startswith(b"-")):
+            digits = bytes(buffer[at + 1 : end])
+            if _NEGATIVE.fullmatch(digits):  # as Redis: an empty request
+                return [], end + 2
+            count = parse_length(digits)
+            if count < 0 or count > self._limits.arguments_max:
                 raise ProtocolError("Protocol error: invalid multibulk length")
             if count > UNAUTHENTICATED_ARGUMENTS_MAX and not authenticated:
                 raise ProtocolError("Protocol error: unauthenticated multibulk length")
-            if count == 0 or digits.startswith(b"-"):
+            if count == 0:
                 return [], end + 2
             self._partial = _Partial(count, end + 2 - at, [])
         return self._parse_arguments(buffer, at, self._partial, authenticated)
 
     def _parse_arguments(
-        self, buffer: bytes, at: int, partial: _Partial, authenticated: bool
+        self, buffer: bytes | bytearray, at: int, partial: _Partial, authenticated: bool
     ) -> tuple[list[bytes], int] | None:
         cursor = at + partial.cursor
         arguments = partial.arguments
@@ -180,7 +188,7 @@ class RequestParser:
             end = self._line_end(buffer, cursor + 1, at, "too big bulk count string")
             if end < 0:
                 break
-            length = parse_length(buffer[cursor + 1 : end])
+            length = parse_length(bytes(buffer[cursor + 1 : end]))
             if length < 0 or length > limits.bulk_bytes_max:
                 raise ProtocolError("Protocol error: invalid bulk length")
             if length > UNAUTHENTICATED_BULK_BYTES_MAX and not authenticated:
@@ -194,7 +202,7 @@ class RequestParser:
             if after > size:
                 self.needed = after - at
                 break
-            arguments.append(buffer[end + 2 : after - 2])
+            arguments.append(bytes(buffer[end + 2 : after - 2]))
             cursor = after
         else:
             self._partial = None
@@ -202,7 +210,7 @@ class RequestParser:
         partial.cursor = cursor - at
         return None
 
-    def _line_end(self, buffer: bytes, start: int, at: int, error: str) -> int:
+    def _line_end(self, buffer: bytes | bytearray, start: int, at: int, error: str) -> int:
         """The offset of the CRLF that ends the line, or -1 when it has not come; a lone CR cannot be canonical."""
         end = buffer.find(b"\r", start)
         if end < 0:
@@ -216,14 +224,14 @@ class RequestParser:
         self.needed = len(buffer) - at + 1
         return -1
 
-    def _parse_inline(self, buffer: bytes, at: int) -> tuple[list[bytes], int] | None:
+    def _parse_inline(self, buffer: bytes | bytearray, at: int) -> tuple[list[bytes], int] | None:
         end = buffer.find(b"\n", at)
         if end < 0 or end - at > LINE_BYTES_MAX:
             if len(buffer) - at > LINE_BYTES_MAX:
                 raise ProtocolError("Protocol error: too big inline request")
             self.needed = len(buffer) - at + 1
             return None
-        arguments = split_inline(buffer[at:end].removesuffix(b"\r"))
+        arguments = split_inline(bytes(buffer[at:end]).removesuffix(b"\r"))
         if arguments is None:
             raise ProtocolError("Protocol error: unbalanced quotes in request")
         return arguments, end + 1
@@ -232,6 +240,7 @@ class RequestParser:
 _ESCAPES = {ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t", ord("b"): b"\b", ord("a"): b"\a"}
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _SPACE = frozenset(b" \t\n\v\f\r\0")
+_WORD_END = frozenset(b" \t\n\r\0")  # as Redis: the other spaces stand between words, but end none
 
 
 def split_inline(line: bytes) -> list[bytes] | None:
@@ -268,7 +277,7 @@ def split_inline(line: bytes) -> list[bytes] | None:
                     return None
                 quote = 0
                 break
-            if byte in _SPACE:
+            if byte in _WORD_END:
                 break
             if byte in (34, 39):
                 quote = byte

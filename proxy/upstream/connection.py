@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from proxy.hub import READ, WRITE, Endpoint, Hub
-from proxy.protocol.replies import BULK_LENGTHS, ONE_LINE, PUSH, FrameScanner, ReplyError
+from proxy.protocol.replies import AGGREGATE, BULK_LENGTHS, ONE_LINE, PUSH, FrameScanner, ReplyError, number_of
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
 from routing.redirect import needs_attention
 from routing.topology import Address
@@ -59,6 +59,7 @@ class NodeConnection(Endpoint):
         self._unsent_bytes_max = unsent_bytes_max
         self._unread: list[bytes] = []  # an incomplete frame, in the chunks it came in
         self._unread_bytes = 0
+        self._growing: bytearray | None = None  # instead of _unread: a large reply of many parts
         self._needed = 0  # bytes that make looking at _unread worth while
         self._scanner = FrameScanner()
         self._on_closed = on_closed
@@ -158,21 +159,39 @@ class NodeConnection(Endpoint):
         if not data:
             self.close("closed by the node")
             return
-        if self._unread:
-            self._unread.append(data)
-            self._unread_bytes += len(data)
-            if self._unread_bytes < self._needed:
-                return
-            data = b"".join(self._unread)
-            self._unread.clear()
         try:
+            if self._growing is not None:
+                self._growing += data
+                if not self._is_grown(self._growing):
+                    return
+                data = bytes(self._growing)
+                self._growing = None
+            elif self._unread:
+                self._unread.append(data)
+                self._unread_bytes += len(data)
+                if self._unread_bytes < self._needed:
+                    return
+                data = b"".join(self._unread)
+                self._unread.clear()
             at = self._read_replies(data)
         except ReplyError as error:
             self.close(f"framing lost: {error}")
             return
         if at < len(data):
-            self._unread.append(data[at:] if at else data)
-            self._unread_bytes = len(data) - at
+            rest = data[at:] if at else data
+            if len(rest) > RECEIVE_BYTES and rest[0] in AGGREGATE:
+                self._growing = bytearray(rest)  # grows in place, so that the whole costs linear time
+            else:
+                self._unread.append(rest)
+                self._unread_bytes = len(rest)
+
+    def _is_grown(self, growing: bytearray) -> bool:
+        """Whether the large reply is whole now."""
+        if len(growing) < self._needed:
+            return False
+        whole = self._scanner.end_of(growing, 0) >= 0
+        self._needed = self._scanner.needed
+        return whole
 
     def _read_replies(self, buffer: bytes) -> int:
         """Hand out the complete frames in ``buffer``; the offset of the first incomplete one."""
@@ -192,7 +211,7 @@ class NodeConnection(Endpoint):
             if kind == 36:
                 length = length_of(buffer[at + 1 : line_end])
                 if length is None:
-                    length = int(buffer[at + 1 : line_end])
+                    length = number_of(buffer[at + 1 : line_end])
                 end = line_end + 2 if length < 0 else line_end + length + 4
                 if end > size:
                     self._needed = end - at

@@ -1,4 +1,8 @@
-"""The shared connections: one to each node and RESP version, kept open by a task of its own.
+"""The shared connections: to each node, RESP version and lane one, kept open by a task of its own.
+
+There are two lanes, because a node that pauses writes (for a manual failover, or the hand-over of Valkey's atomic
+migration) stops serving a connection at its first write, and with it every read that is queued behind. On the read
+lane nothing but reads is queued, so they go on.
 
 A keeper connects, waits until the connection ends, and connects again with a growing pause. Who needs to know
 that a connection came or went is told by ``on_change``; who waits for one to come awaits ``changed``.
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 
 import trio
 
@@ -23,11 +28,19 @@ WATCH_SECONDS = 0.1  # the beat at which overdue requests are looked for
 
 log = get_logger(__name__)
 
-Key = tuple[Address, int]  # a node and a RESP version
+
+class Lane(IntEnum):
+    """Which of a node's shared connections."""
+
+    WRITE = 0  # anything
+    READ = 1  # only commands that do not write
+
+
+Key = tuple[Address, int, Lane]  # a node, a RESP version, a lane
 
 
 class Nodes:
-    """Shared connections by (address, RESP version). ``nursery`` runs the keepers."""
+    """Shared connections by (address, RESP version, lane). ``nursery`` runs the keepers."""
 
     def __init__(self, dialer: Dialer, nursery: trio.Nursery, request_deadline_seconds: float) -> None:
         self.dialer = dialer
@@ -41,23 +54,24 @@ class Nodes:
         self._failures: dict[Key, str] = {}  # why there is no connection now
         self._changed = trio.Event()
 
-    def connection(self, address: Address, resp: int) -> NodeConnection | None:
+    def connection(self, address: Address, resp: int, lane: Lane) -> NodeConnection | None:
         """The open shared connection, or None while there is none."""
-        return self._connections.get((address, resp))
+        return self._connections.get((address, resp, lane))
 
     def failure(self, address: Address) -> str:
         """Why ``address`` has no connection, for error texts; "" when it has one or was not tried."""
-        return next((text for (known, _), text in self._failures.items() if known == address), "")
+        return next((text for key, text in self._failures.items() if key[0] == address), "")
 
     def connections(self) -> Iterable[NodeConnection]:
         return self._connections.values()
 
     def ensure(self, address: Address, resp: int) -> None:
-        """Keep a connection to this node open from now on."""
-        key = (address, resp)
-        if key not in self._keepers:
-            scope = self._keepers[key] = trio.CancelScope()
-            self._nursery.start_soon(self._keep, key, scope)
+        """Keep connections to this node open from now on."""
+        for lane in Lane:
+            key = (address, resp, lane)
+            if key not in self._keepers:
+                scope = self._keepers[key] = trio.CancelScope()
+                self._nursery.start_soon(self._keep, key, scope)
 
     def retain(self, addresses: Iterable[Address]) -> None:
         """Let go of the connections to all other nodes, once what they owe is answered."""
@@ -72,10 +86,14 @@ class Nodes:
         await self._changed.wait()
 
     def notify(self) -> None:
-        """Tell who waits that something changed that may let a request through."""
+        """A connection came or went, or takes requests again."""
+        self.on_change()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let who waits look again: something changed that may let a request through."""
         self._changed.set()
         self._changed = trio.Event()
-        self.on_change()
 
     async def watch(self) -> None:
         """Close connections that owe a reply for longer than the request deadline. Runs until cancelled."""
@@ -88,7 +106,7 @@ class Nodes:
                     connection.close(f"no reply within {self._deadline_seconds:g} s")
 
     async def _keep(self, key: Key, scope: trio.CancelScope) -> None:
-        address, resp = key
+        address, resp, lane = key
         pause = RECONNECT_SECONDS_FIRST
         connection: NodeConnection | None = None
         with scope:
@@ -97,7 +115,9 @@ class Nodes:
 
                 def on_closed(closed: NodeConnection, reason: str, ended: trio.Event = ended) -> None:
                     report = log.info if reason == STOPPING else log.warning
-                    report("node_disconnected", node=address, resp=resp, reason=reason)
+                    report(
+                        "node_disconnected", node=address, resp=resp, lane=lane.name.lower(), reason=reason
+                    )
                     if self._connections.get(key) is closed:
                         del self._connections[key]
                     self._failures[key] = reason
@@ -111,7 +131,13 @@ class Nodes:
                 except ConnectError as error:
                     self.connect_failures_total += 1
                     if self._failures.get(key) != str(error):
-                        log.warning("node_unreachable", node=address, resp=resp, error=str(error))
+                        log.warning(
+                            "node_unreachable",
+                            node=address,
+                            resp=resp,
+                            lane=lane.name.lower(),
+                            error=str(error),
+                        )
                     self._failures[key] = str(error)
                     await trio.sleep(pause * (0.5 + random.random() / 2))
                     pause = min(pause * 2, RECONNECT_SECONDS_MAX)
@@ -119,7 +145,7 @@ class Nodes:
                 pause = RECONNECT_SECONDS_FIRST
                 self._connections[key] = connection
                 self._failures.pop(key, None)
-                log.info("node_connected", node=address, resp=resp)
+                log.info("node_connected", node=address, resp=resp, lane=lane.name.lower())
                 self.notify()
                 await ended.wait()
                 await trio.sleep(pause)

@@ -15,6 +15,7 @@ import pytest
 
 from proxy.cli import cluster as command
 from proxy.embedded.cluster import ClusterError, choose_ports
+from proxy.embedded.engine import find_engine
 
 pytestmark = pytest.mark.live
 
@@ -114,6 +115,26 @@ def test_a_busy_port_is_named_and_nothing_starts(shell: Shell, offset: int) -> N
     assert not shell.directory.exists()
 
 
+def test_a_start_that_fails_half_way_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
+    """The third node does not start: the reason is told and the first two are stopped again."""
+    started = tmp_path / "started"
+    engine = tmp_path / "some-server"
+    engine.write_text(
+        "#!/bin/sh\n"
+        f"case $PWD in */node-{shell.base_port + 2}) echo 'planted fault'; exit 1;; esac\n"
+        f"case $PWD in */node-*) echo $PWD >>{started};; esac\n"
+        f'exec {" ".join(find_engine().server)} "$@"\n'
+    )
+    engine.chmod(0o755)
+    code, _, err = shell("start", "--engine", str(engine))
+    assert code == 1
+    assert "planted fault" in err
+    directories = started.read_text().split()
+    assert len(directories) == 2
+    assert set(directories).isdisjoint(_working_directories())
+    assert list(shell.directory.iterdir()) == []
+
+
 def test_an_engine_that_does_not_exist_is_named(shell: Shell) -> None:
     code, _, err = shell("start", "--engine", "no-such-server")
     assert code == 1
@@ -139,3 +160,12 @@ def _base_port(count: int) -> int:
         except ClusterError:
             continue
         return first
+
+
+def _working_directories() -> Iterator[str]:
+    """Where the processes of this machine work, removed directories included."""
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            yield os.readlink(link).removesuffix(" (deleted)")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended meanwhile, or is somebody else's
