@@ -483,6 +483,9 @@ class ClientConnection(OpenRequests):
         self.start_work(
             command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True
         )
+        if self.reply_mode is ReplyMode.SKIP_NEXT:
+            self.reply_mode = ReplyMode.ON
+            self._update_plain()
 
     async def _change_subscriptions(self, command: Command, arguments: list[bytes]) -> bytes:
         assert self.subscriptions is not None
