@@ -236,6 +236,8 @@ class NodeConnection(Endpoint):
             if kind == PUSH:
                 if self._on_push is not None:
                     self._on_push(reply)
+                    if self.is_closed:  # the handler ended this connection
+                        return size
                 continue
             if not owed:
                 raise ReplyError(f"a reply that nothing asked for: {reply[:40]!r}")
