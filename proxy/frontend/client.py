@@ -220,7 +220,8 @@ class ClientConnection(OpenRequests):
                     touched(route)  # type: ignore[arg-type]
                 continue
             self.relay(command, raw, hash_slot)
-            if self._retrying:
+            # It waits, or its node takes reads only and it changed the lane: the rest must choose anew (rule 5).
+            if self._retrying or self._routes is not routes:
                 taken = next(place for place, item in enumerate(found) if item[1] is raw) + 1
                 self.commands -= len(found) - taken
                 return sum(len(item[1]) for item in found[taken:])

@@ -9,9 +9,10 @@ from trio.testing import MockClock
 from proxy.exchange.open_requests import RESENDS_MAX
 from proxy.protocol.encode import frame
 from proxy.protocol.replies import ServerError
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ASKING
 from routing.slot import slot_of
-from tests.proxy.world import DEADLINE_SECONDS, World, flat, keys_of
+from tests.proxy.world import DEADLINE_SECONDS, World, flat, in_turn, keys_of
 
 OK = b"+OK\r\n"
 
@@ -429,3 +430,32 @@ async def test_asking_and_its_command_are_never_parted(world: World) -> None:
     world.turn()
     assert world.nodes[1].take() == [[b"ASKING"], [b"SET", key, b"1"], [b"ASKING"], [b"SET", key, b"2"]]
     assert command("ASKING") == ASKING
+
+
+async def test_reads_follow_writes_though_a_lane_is_gone(world: World) -> None:
+    """Rule 5: a read that took the read lane because its node's write lane is gone takes no later write with it."""
+    a, b = keys_of(world, 0)[0], keys_of(world, 1)[0]
+    warm = world.client()  # so that the scan knows these commands
+    warm.send(command("GET", a) + command("SET", a, "0"))
+    world.nodes[0].reply(b"$-1\r\n", OK)
+    world.turn()
+    lost = world.upstreams.connection(world.nodes[0].address, 2, Lane.WRITE)
+    assert lost is not None
+    client = world.client()
+    with in_turn(world.hub):
+        lost.close("gone")
+        client.connection.receive(command("GET", a) + command("SET", b, "1"))
+    client.send(command("GET", b))
+    lanes = {
+        lane: [
+            slot.raw
+            for node in world.nodes
+            if (connection := world.upstreams.connection(node.address, 2, lane)) is not None
+            for slot in connection.owed
+        ]
+        for lane in Lane
+    }
+    assert not (lanes[Lane.READ] and lanes[Lane.WRITE]), lanes
+    world.nodes[0].reply(b"$-1\r\n")
+    world.turn()
+    assert world.nodes[1].take() == [[b"SET", b, b"1"], [b"GET", b]]
