@@ -24,7 +24,7 @@ async def execute_blocking(
     attempt = 0
     deadline = (
         trio.current_time() + exchange.deadline_seconds
-    )  # for finding a node, begun anew after each wait
+    )  # for finding a node: the time of waiting at one does not count
     reason = "no node serves the slot"
     while True:
         asking = target is not None
@@ -37,13 +37,14 @@ async def execute_blocking(
             except ConnectError as error:
                 reason = str(error)
             else:
+                sent_at = trio.current_time()
                 try:
                     reply = await connection.request(raw, asking=asking)
                 except ConnectionLostError as lost:
                     if lost.sent and not repeatable:
                         return exchange.outcome_unknown(str(lost))
                     reason = str(lost)
-                    deadline = trio.current_time() + exchange.deadline_seconds
+                    deadline += trio.current_time() - sent_at
                 except BaseException:
                     exchange.private.discard(connection)
                     raise
@@ -53,8 +54,7 @@ async def execute_blocking(
                     if redirect is None:
                         return reply
                     reason = str(redirect)
-                    if reply.startswith((b"-UNBLOCKED", b"-MOVED")):
-                        deadline = trio.current_time() + exchange.deadline_seconds
+                    deadline += trio.current_time() - sent_at
                     if isinstance(redirect, Moved | Ask):
                         target = redirect.address if isinstance(redirect, Ask) else None
                         attempt += 1

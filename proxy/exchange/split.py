@@ -59,13 +59,13 @@ class Part(Slot):
         if sent and not self.parent.command.is_readonly:
             exchange = self.parent.open_requests.exchange
             self.reply = exchange.outcome_unknown(f"the connection to {connection.address} ended")
-        self.parent.on_part(self.reply)
+        self.parent.on_part(self.reply, connection.waiting_since)
 
 
 class SplitSlot(RequestSlot):
     """The client's slot of a split command: answered when all its parts are."""
 
-    __slots__ = ("arguments", "open_requests", "parts", "pending", "rule")
+    __slots__ = ("arguments", "open_requests", "parts", "pending", "rule", "waiting_since")
 
     def __init__(
         self, open_requests: OpenRequests, command: Command, arguments: list[bytes], rule: SplitRule
@@ -76,6 +76,7 @@ class SplitSlot(RequestSlot):
         self.rule = rule
         self.parts = _parts(self)
         self.pending = 0
+        self.waiting_since: float | None = None  # since when a part that is to be done again was owed
 
     def keys(self) -> set[bytes]:
         step = self.rule.step
@@ -83,13 +84,15 @@ class SplitSlot(RequestSlot):
             return set(self.arguments[1::step])
         return {key for part in self.parts if part.reply is None for key in part.words[1::step]}
 
-    def on_part(self, reply: bytes | None) -> None:
-        """One part came back: answered, or with None to be done again."""
+    def on_part(self, reply: bytes | None, since: float | None = None) -> None:
+        """One part came back: answered, or with None to be done again. ``since``: when a lost one was sent."""
         self.pending -= 1
+        if reply is None and since is not None:
+            self.waiting_since = since if self.waiting_since is None else min(since, self.waiting_since)
         if self.pending:
             return
         if any(part.reply is None for part in self.parts):
-            self.open_requests.retry(self, "a slot of the command moved")
+            self.open_requests.retry(self, "a slot of the command moved", self.waiting_since)
         else:
             self.reply = self._merged()
             self.open_requests.hub.touched(self.open_requests)

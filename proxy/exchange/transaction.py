@@ -119,7 +119,7 @@ class BlockAttempt:
         if sent and self.slot.may_write:
             self.slot.on_result(self.slot.open_requests.exchange.outcome_unknown(reason))
         else:
-            self.slot.on_result(Wait(reason))
+            self.slot.on_result(Wait(reason), connection.waiting_since)
 
 
 class BlockSlot(RequestSlot):
@@ -142,8 +142,8 @@ class BlockSlot(RequestSlot):
     def may_write(self) -> bool:
         return any(not item.command.is_readonly for item in self.queued)
 
-    def on_result(self, result: bytes | Redirect) -> None:
-        """One sending ended."""
+    def on_result(self, result: bytes | Redirect, since: float | None = None) -> None:
+        """One sending ended. ``since``: when a lost one was sent."""
         self.result = result
         if self._result_event is not None:
             self._result_event.set()
@@ -151,7 +151,7 @@ class BlockSlot(RequestSlot):
             self.reply = result
             self.open_requests.hub.touched(self.open_requests)
         else:
-            self.open_requests.retry(self, "the transaction's slot moved")
+            self.open_requests.retry(self, "the transaction's slot moved", since)
 
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Send the block again until it runs or the deadline is over."""
@@ -177,15 +177,19 @@ class BlockSlot(RequestSlot):
                 attempt += 1
                 hops = 0
                 redirect = None
-                connection = exchange.routes.owner(self.hash_slot, resp, lane)
-                if connection is None:
-                    continue
+                continue
+            self.result = None
             self._result_event = trio.Event()
             BlockAttempt(self).queue(connection, asking=isinstance(redirect, Ask))
-            await self._result_event.wait()
+            with trio.move_on_at(deadline):
+                await self._result_event.wait()
             if isinstance(self.result, bytes):
                 return self.result
             redirect = self.result
+            if redirect is None:
+                reason = f"{connection.address} did not reply within {exchange.deadline_seconds:g} s"
+                if self.may_write:
+                    return exchange.outcome_unknown(reason)
         exchange.expired_total += 1
         return not_ready(f"the transaction on slot {self.hash_slot}", exchange.deadline_seconds, reason)
 
@@ -210,9 +214,9 @@ async def run_blocks(open_requests: OpenRequests, transaction: Transaction) -> b
     exchange = open_requests.exchange
     replies: dict[int, bytes] = {}  # id of the queued command -> its reply
     blocks = transaction.blocks()
+    deadline = trio.current_time() + exchange.deadline_seconds
     for number, block in enumerate(blocks):
         slot = BlockSlot(open_requests, block, block[0].hash_slot)
-        deadline = trio.current_time() + exchange.deadline_seconds
         reply = await slot.resolve(exchange, open_requests.resp, deadline)
         if reply[0] == 45:
             ran = f"; {number} of its {len(blocks)} per-slot transactions ran before it" if number else ""
@@ -236,7 +240,7 @@ class Watch:
         """MULTI, the commands and EXEC where the keys are watched.
 
         If the slot moved or the connection ended before EXEC was sent, nothing ran, and the reply is that of a
-        watched key that changed: the client starts over from WATCH.
+        watched key that changed: the client starts over from WATCH. Closes the connection if it is not clean.
         """
         if self.connection.is_closed:
             return array_nil(resp)
@@ -246,10 +250,19 @@ class Watch:
             self.connection.queue(Discard(ASKING))
         for waiter in waiters:
             self.connection.queue(waiter)
+        replies: list[bytes] = []
         try:
-            replies = [await waiter.wait_reply() for waiter in waiters]
+            with trio.move_on_after(exchange.deadline_seconds):
+                replies += [await waiter.wait_reply() for waiter in waiters]
         except ConnectionLostError as lost:
             return array_nil(resp) if not lost.sent else exchange.outcome_unknown(str(lost))
+        if not replies:
+            late = f"{self.connection.address} did not reply within {exchange.deadline_seconds:g} s"
+            self.connection.close(late)
+            return exchange.outcome_unknown(late)
+        if replies[0][:1] == b"-":
+            self.connection.close("MULTI refused")  # it watches the keys still
+            return multi_refused(replies[0])
         refused = next((reply for reply in replies if needs_attention(reply)), None)
         if refused is not None and exchange.understand(refused, self.connection) is not None:
             return array_nil(resp)
@@ -270,20 +283,28 @@ async def watch(
             primary = exchange.topology.view.primary_of(hash_slot)
             target = None if primary is None else primary.address
         if target is not None:
+            connection = held.connection if held is not None else None
+            reply: bytes | None = None
             try:
-                connection = (
-                    held.connection if held is not None else await exchange.private.acquire(target, resp)
-                )
-                reply = await connection.request(raw, asking=asking)
+                with trio.move_on_at(deadline):
+                    if connection is None:
+                        connection = await exchange.private.acquire(target, resp)
+                    reply = await connection.request(raw, asking=asking)
             except (ConnectError, ConnectionLostError) as error:
                 reason = str(error)
                 if held is not None:
                     return not_ready(f"WATCH on slot {hash_slot}", 0, reason)
             else:
+                if reply is None or connection is None:
+                    reason = f"{target} did not reply"
+                    if connection is not None:
+                        exchange.private.discard(connection)
+                    break
                 redirect = exchange.understand(reply, connection) if needs_attention(reply) else None
                 if redirect is None:
                     if reply[0] == 45:
-                        exchange.private.release(connection)
+                        if held is None:  # else it watches the earlier keys still
+                            exchange.private.release(connection)
                         return reply
                     return Watch(connection, hash_slot, asking)
                 if held is not None:

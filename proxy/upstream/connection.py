@@ -74,12 +74,17 @@ class NodeConnection(Endpoint):
         self._on_ready = on_ready
         self._on_push = on_push
         self._marks: deque[tuple[float, int]] = deque()  # (time, slots ever queued by then); see overdue()
+        # Every slot queued by then is answered; until one is known to be, the first mark, a beat late at most.
+        self._answered_until: float | None = None
         hub.add(self)
 
     # -- requests
 
     def queue(self, slot: Slot) -> None:
-        """Owe ``slot`` a reply and send its bytes at the end of the turn."""
+        """Owe ``slot`` a reply and send its bytes at the end of the turn. Once closed, it is lost at once."""
+        if self.is_closed:  # outside of a turn each step is sent at once, and the one before may have failed
+            slot.on_lost(False, self)
+            return
         self.owed.append(slot)
         self.out.append(slot.raw)
         if not self.dirty:
@@ -265,9 +270,14 @@ class NodeConnection(Endpoint):
         deadline ago that counts more than were answered since means that one of those still waits.
         """
         self._marks.append((now, self.answered_total + len(self.owed)))
+        if self._answered_until is None:
+            self._answered_until = now
         overdue = False
         while self._marks and self._marks[0][0] <= now - deadline_seconds:
-            overdue = self._marks.popleft()[1] > self.answered_total
+            noted_at, queued = self._marks.popleft()
+            overdue = queued > self.answered_total
+            if not overdue:
+                self._answered_until = noted_at
         return overdue
 
     # -- ending
@@ -291,13 +301,14 @@ class NodeConnection(Endpoint):
             unsent = max(0, unsent - len(slot.raw))
         number = self.answered_total
         marks = self._marks
-        before: float | None = None  # the last mark before the slot was queued, so not later than that
+        before = self._answered_until  # the last mark before the slot was queued, so not later than that
         for slot, sent in zip(owed, reversed(sent_flags), strict=True):
             number += 1
             while marks and marks[0][1] < number:
                 before = marks.popleft()[0]
             self.waiting_since = before
             slot.on_lost(sent, self)
+        self.waiting_since = None
         self._on_closed(self, reason)
 
     def on_fault(self, error: Exception) -> None:

@@ -150,3 +150,65 @@ async def test_watch_pins_a_connection_and_a_broken_one_aborts(world: World) -> 
     client.send(block(command("SET", key, "1")))
     await world.settle()
     assert client.values()[-1] is None
+
+
+async def test_a_block_whose_first_bytes_fail_is_sent_whole_on_the_next_connection(
+    autojump_clock: MockClock,
+) -> None:
+    """The node is gone and nobody noticed: a task's first step finds out, and the other steps are lost with it."""
+    settings = Settings(commands=CommandSettings(cross_slot_transactions=CrossSlotTransactions.PER_SLOT))
+    async with world_of(2, settings=settings) as world:
+        a, b = keys_of(world, 0)[0], keys_of(world, 1)[0]
+        client = world.client()
+        client.send(block(command("SET", a, "1"), command("SET", b, "1")))
+        world.nodes[0].lose()
+        await trio.testing.wait_all_tasks_blocked()  # no turn: the task runs first
+        await world.connect()
+        await trio.sleep(0.2)
+        await world.settle()
+        assert [words[0] for words in world.nodes[0].take()] == [b"MULTI", b"SET", b"EXEC"]
+
+
+async def test_a_refused_watch_keeps_the_earlier_one(world: World) -> None:
+    """Else the next client would get a connection that watches this one's keys."""
+    key = keys_of(world, 0)[0]
+    client = world.client()
+    for reply in (OK, b"-NOPERM No permissions to access a key\r\n"):
+        client.send(command("WATCH", key))
+        await world.settle()
+        world.nodes[0].take()
+        world.nodes[0].reply(reply)
+        await world.settle()
+    assert world.private.in_use == 1
+    client.connection.on_gone("left")
+    assert world.private.in_use == 0
+    other = world.client()
+    other.send(command("WATCH", key))
+    await world.settle()
+    assert other.connection.watch is None
+    world.nodes[0].take()
+    world.nodes[0].reply(OK)
+    await world.settle()
+    other.send(block(command("GET", key)))
+    await world.settle()
+    assert [words[0] for words in world.nodes[0].take()] == [b"MULTI", b"GET", b"EXEC"]
+    assert client.connection.watch is None
+
+
+async def test_a_watched_block_whose_multi_is_refused(world: World) -> None:
+    """Its commands ran one by one, its client is told so, and its connection, which watches still, is closed."""
+    key = keys_of(world, 0)[0]
+    client = world.client()
+    client.send(command("WATCH", key))
+    await world.settle()
+    world.nodes[0].reply(OK)
+    await world.settle()
+    client.send(block(command("SET", key, "1")))
+    await world.settle()
+    world.nodes[0].reply(
+        b"-NOPERM this user has no permissions to run 'multi'\r\n", OK, b"-ERR EXEC without MULTI\r\n"
+    )
+    await world.settle()
+    assert "may have run one by one" in str(client.values()[-1])
+    assert world.private.in_use == 0
+    assert not any(idle for idle in world.private._idle.values())
