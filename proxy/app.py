@@ -5,7 +5,7 @@
     |- upstream nursery     a keeper for each node connection, tasks of slow requests
     |- watch                overdue requests
     |- topology             discovery, a round each second
-    |- beat                 once a second: rates, idle clients
+    |- beat                 once a second: rates, idle clients, listeners that could not accept
     |- signals              SIGTERM and SIGINT begin the stop
     `- admin                HTTP for operators
 
@@ -194,6 +194,8 @@ class Proxy:
         while True:
             await trio.sleep(1.0)
             self.server.beat()
+            for listener in self._listeners:
+                listener.resume()
 
     # -- for operators
 

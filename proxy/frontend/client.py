@@ -595,6 +595,10 @@ class ClientConnection(OpenRequests):
         self.cancel_work()
         self._pace()
 
+    def on_end_ahead(self) -> None:
+        """Paused, and the client will send nothing more: one that blocks is let go, as nobody else would notice."""
+        self.cancel_work()
+
     def close_when_done(self) -> None:
         """The proxy stops: parse nothing more, finish what is in flight, then close."""
         self._is_closing = True

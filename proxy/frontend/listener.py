@@ -12,6 +12,7 @@ from proxy.hub import READ, Endpoint, Hub
 from proxy.log import get_logger
 from routing.topology import Address
 
+KEEPALIVE_SECONDS = 300  # as Redis: a client whose machine vanished, in a blocking command say, is noticed
 ACCEPTS_PER_TURN = 64  # so that a storm of connects leaves room for the clients that are there
 BACKLOG = 4096
 TOO_MANY_CLIENTS = b"-ERR max number of clients reached\r\n"
@@ -49,12 +50,17 @@ class Listener(Endpoint):
                 continue
             except OSError as error:  # no file descriptors left: they wait in the backlog
                 log.error("accept_failed", listener=self.address, error=error)
+                self.hub.watch(self, 0)  # else it is ready again at once, in every turn
                 return
             self._welcome(sock, Address(*peer[:2]))
 
     def _welcome(self, sock: socket.socket, peer: Address) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         if self._server.client_count >= self._server.settings.clients.connections_max:
             self._server.rejected_total += 1
             try:
@@ -67,6 +73,10 @@ class Listener(Endpoint):
         client = ClientConnection(self._server, self._exchange, transport, str(peer), str(self.address))
         self._server.add(client)
         transport.open(client)
+
+    def resume(self) -> None:
+        """Accept again, if it stopped because it could not. Called each second."""
+        self.hub.watch(self, READ)
 
     def on_writable(self) -> None:
         """Never called: a listener is watched for readers only."""

@@ -6,6 +6,7 @@ another transport over the same connection.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections import deque
 from typing import Protocol
@@ -22,6 +23,9 @@ class Receiver(Protocol):
 
     def on_end(self) -> None:
         """The client sends nothing more; it may still read."""
+
+    def on_end_ahead(self) -> None:
+        """While paused: behind the bytes that wait in the socket, the client sends nothing more."""
 
     def on_gone(self, reason: str) -> None:
         """The transport ended; nothing can be written any more."""
@@ -52,7 +56,17 @@ class Transport(Protocol):
 class TcpTransport(Endpoint):
     """A client's plain TCP socket in the hub."""
 
-    __slots__ = ("_backlog", "_is_open", "_paused", "hub", "interest", "receiver", "sock", "unsent_bytes")
+    __slots__ = (
+        "_backlog",
+        "_is_open",
+        "_paused",
+        "_saw_end",
+        "hub",
+        "interest",
+        "receiver",
+        "sock",
+        "unsent_bytes",
+    )
 
     def __init__(self, hub: Hub, sock: socket.socket) -> None:
         self.hub = hub
@@ -63,6 +77,7 @@ class TcpTransport(Endpoint):
         self._backlog: deque[bytes] | None = None  # what the kernel did not take; None while it takes all
         self._is_open = True
         self._paused = False
+        self._saw_end = False
 
     def open(self, receiver: Receiver) -> None:
         """Begin to read."""
@@ -70,6 +85,9 @@ class TcpTransport(Endpoint):
         self.hub.add(self)
 
     def on_readable(self) -> None:
+        if self._paused or self._saw_end:
+            self._on_hangup()
+            return
         try:
             data = self.sock.recv(RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -80,8 +98,25 @@ class TcpTransport(Endpoint):
         if data:
             self.receiver.receive(data)
         else:
-            self.hub.watch(self, self.interest & ~(READ | HANGUP))
+            self._saw_end = True
+            self.hub.watch(self, self.interest & ~READ)
             self.receiver.on_end()
+
+    def _on_hangup(self) -> None:
+        """An event while nothing is read: the connection broke, or a paused client shut down its side.
+
+        A broken one is reported until it is closed, and after an end of stream reading it shows no error.
+        """
+        poll = select.poll()
+        poll.register(self.sock, select.POLLRDHUP)
+        events = poll.poll(0)
+        if not events:  # of bytes that came before the pause
+            return
+        if events[0][1] & (select.POLLHUP | select.POLLERR):
+            self._end("the client reset the connection")
+        elif not self._saw_end:
+            self.hub.watch(self, self.interest & ~HANGUP)
+            self.receiver.on_end_ahead()
 
     def write(self, data: bytes) -> None:
         if self._backlog is not None:
@@ -125,12 +160,14 @@ class TcpTransport(Endpoint):
     def pause(self) -> None:
         if not self._paused:
             self._paused = True
-            self.hub.watch(self, self.interest & ~READ)
+            if not self._saw_end:
+                self.hub.watch(self, self.interest & ~READ | HANGUP)
 
     def resume(self) -> None:
         if self._paused:
             self._paused = False
-            self.hub.watch(self, self.interest | READ)
+            if not self._saw_end:
+                self.hub.watch(self, self.interest & ~HANGUP | READ)
 
     def close(self) -> None:
         if self._is_open:

@@ -307,3 +307,16 @@ def test_any_interleaving_of_nodes_and_cuts_keeps_every_clients_order(data: st.D
             assert [client.values() for client in clients] == sent
 
     trio.run(run)
+
+
+async def test_a_blocked_client_that_is_paused_and_leaves_is_let_go(world: World) -> None:
+    """Past HELD_BYTES_MAX its socket is not read, so that its end of stream is not either."""
+    key = keys_of(world, 0)[0]
+    client = world.client()
+    client.send(command("BLPOP", key, "0") + command("ECHO", "x" * HELD_BYTES_MAX))
+    await world.settle()
+    assert client.transport.is_paused
+    assert world.private.in_use == 1
+    client.connection.on_end_ahead()
+    await world.settle()
+    assert world.private.in_use == 0
