@@ -139,6 +139,8 @@ class Hub:
             try:
                 if events & WRITE:
                     endpoint.on_writable()
+                    if endpoint_of(fd) is not endpoint:  # it ended itself
+                        continue
                 if events & ~WRITE:
                     endpoint.on_readable()
             except Exception as error:

@@ -160,3 +160,19 @@ async def test_run_serves_until_cancelled(hub: Hub, order: list[str]) -> None:
                 assert await far.recv(10) == word
         nursery.cancel_scope.cancel()
     echo.far.close()
+
+
+def test_an_endpoint_that_ends_itself_when_writable_is_not_read(hub: Hub, order: list[str]) -> None:
+    class Ending(Echo):
+        def on_writable(self) -> None:
+            super().on_writable()
+            self.hub.remove(self)
+            self.sock.close()
+
+    echo = Ending(hub, order, "a")
+    hub.watch(echo, READ | WRITE)
+    echo.far.send(b"x")
+    assert hub.turn()
+    assert order == ["writable a"]
+    assert echo.fault is None
+    echo.far.close()
