@@ -129,9 +129,11 @@ def parse_atomic_migrations(jobs: Sequence[Any]) -> tuple[AtomicMigration, ...]:
     Raises ReportError when a job lacks what the documentation promises.
     """
     running = []
+    if not isinstance(jobs, Sequence):
+        raise ReportError(f"CLUSTER GETSLOTMIGRATIONS: expected a list, got {jobs!r:.200}")
     for job in jobs:
-        fields = _fields(job)
         try:
+            fields = _fields(job)
             state = fields["state"]
             if state.lower() in FINISHED_STATES:
                 continue
@@ -148,8 +150,8 @@ def parse_atomic_migrations(jobs: Sequence[Any]) -> tuple[AtomicMigration, ...]:
                     state=state,
                 )
             )
-        except (KeyError, ValueError) as error:
-            raise ReportError(f"CLUSTER GETSLOTMIGRATIONS: {error!r} in {fields!r:.200}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ReportError(f"CLUSTER GETSLOTMIGRATIONS: {error!r} in {job!r:.200}") from error
     return tuple(running)
 
 

@@ -159,7 +159,8 @@ class Topology:
         self._notify()
 
     def _whom_to_ask(self) -> list[Address]:
-        known = [node.address for node in self.view.nodes()]
+        # Once each: a replica that a MOVED named is a primary as well until the next round.
+        known = list(dict.fromkeys(node.address for node in self.view.nodes()))
         if not known or (self._troubled and len(known) <= ASKED_MAX):
             known += [seed for seed in self._seeds if seed not in known]
         for address in list(self._infos):
@@ -245,7 +246,7 @@ class Topology:
         return Report(
             myself=myself,
             others=others,
-            current_epoch=int(cluster.get("cluster_current_epoch", "0")),
+            current_epoch=_number(cluster.get("cluster_current_epoch", "0")),
             is_cluster_ok=cluster.get("cluster_state") == "ok",
             atomic_migrations=parse_atomic_migrations(jobs),
         )
@@ -266,6 +267,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, bytes):
         raise ReportError(f"expected text, got {value!r:.100}")
     return value.decode(errors="replace")
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ReportError(f"expected a number, got {text!r:.100}") from None
 
 
 def _version_key(version: str) -> tuple[int, ...]:

@@ -120,7 +120,7 @@ class Nodes:
                     )
                     if self._connections.get(key) is closed:
                         del self._connections[key]
-                    self._failures[key] = reason
+                        self._failures[key] = reason
                     ended.set()
                     self.notify()
 
@@ -154,6 +154,7 @@ class Nodes:
         if connection is not None and not connection.is_closed:
             if self._connections.get(key) is connection:
                 del self._connections[key]
+                self.notify()  # a node that returned before this took it up again
             try:
                 with trio.move_on_after(self._deadline_seconds):
                     while connection.owed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -12,6 +14,7 @@ from proxy.protocol.replies import ServerError
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ASKING
 from routing.slot import slot_of
+from routing.topology import Address, Node, Role, Shard
 from tests.proxy.world import DEADLINE_SECONDS, World, flat, in_turn, keys_of
 
 OK = b"+OK\r\n"
@@ -459,3 +462,37 @@ async def test_reads_follow_writes_though_a_lane_is_gone(world: World) -> None:
     world.nodes[0].reply(b"$-1\r\n")
     world.turn()
     assert world.nodes[1].take() == [[b"SET", b, b"1"], [b"GET", b]]
+
+
+async def test_a_node_that_left_and_returned_at_once_is_not_served_by_the_old_connection(
+    autojump_clock: MockClock, world: World
+) -> None:
+    """Its keeper drains it and closes it, so a write that was queued there meanwhile would be lost."""
+    node = world.nodes[1]
+    routes = world.exchange.routes
+    key = keys_of(world, 1)[0]
+    world.client().send(command("GET", key) + command("SET", keys_of(world, 1)[1], "v"))
+    world.client().send(command("GET", key))  # both lanes owe a reply
+    world.upstreams.retain([other.address for other in world.nodes if other is not node])
+    world.upstreams.ensure(node.address, 2)
+    world.upstreams.notify()
+    node.accepts = False
+    await world.settle()
+    assert not any(table[slot_of(key)].ready for table in routes.tables(2))
+    node.reply(OK, OK, OK)
+    await world.settle()
+    await trio.sleep(1)
+    assert world.upstreams.failure(node.address).endswith("refused")
+
+
+async def test_a_node_is_asked_once_when_a_moved_names_a_replica(world: World) -> None:
+    """Else two askers open a connection each, and one of them stays open with no owner."""
+    shard, *others = world.topology.view.shards
+    replica = Node("f" * 40, Address("node", 7100), Role.REPLICA, primary_id=shard.primary.id)
+    world.topology._set_view(
+        replace(world.topology.view, revision=99, shards=(Shard(shard.primary, (replica,)), *others))
+    )
+    world.topology.on_moved(0, replica.address)
+    asked = world.topology._whom_to_ask()
+    assert replica.address in asked
+    assert len(asked) == len(set(asked))
