@@ -183,7 +183,8 @@ class RequestParser:
                 self.needed = cursor + 4 - at
                 break
             if buffer[cursor] != 36:
-                got = chr(buffer[cursor]) if 32 <= buffer[cursor] < 127 else f"\\x{buffer[cursor]:02x}"
+                byte = 32 if buffer[cursor] in b"\r\n" else buffer[cursor]  # as Redis shows line ends
+                got = chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}"
                 raise ProtocolError(f"Protocol error: expected '$', got '{got}'")
             end = self._line_end(buffer, cursor + 1, at, "too big bulk count string")
             if end < 0:
