@@ -28,8 +28,8 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
-from proxy.protocol.replies import decode
 from proxy.exchange.routes import Route
+from proxy.protocol.replies import decode
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester

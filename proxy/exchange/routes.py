@@ -7,7 +7,7 @@ it, or its node has no connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from proxy.topology.service import Topology
@@ -70,12 +70,16 @@ class Routes:
         return connection if connection.ready else None
 
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
-        self.in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
         self._by_slot = _taker_of(new)
-        self._ensure(new)
-        self._rebuild()
+        settled = self.in_flux
+        self.in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
+        if _primaries(old) == _primaries(new):
+            self._patch(settled | self.in_flux | set(_changed(old.shard_of_slot, new.shard_of_slot)))
+        else:
+            self._ensure(new)
+            self._rebuild()
         self._hold_those_in_flight(new)
-        self._nodes.notify()
+        self._nodes.wake()
 
     def _ensure(self, view: TopologyView) -> None:
         addresses = [shard.primary.address for shard in view.shards]
@@ -86,16 +90,28 @@ class Routes:
             self._nodes.retain(addresses)
 
     def _rebuild(self) -> None:
-        addresses = [shard.primary.address for shard in self._topology.view.shards]
+        """All entries anew: connections came or went, or shards did."""
+        for table, by_shard in self._by_shard():
+            table[:] = self._by_slot(by_shard)
+            for slot in self.in_flux:
+                table[slot] = IN_FLUX
+
+    def _patch(self, slots: Iterable[int]) -> None:
+        """The entries of some slots anew."""
+        shard_of_slot = self._topology.view.shard_of_slot
+        for table, by_shard in self._by_shard():
+            for slot in slots:
+                table[slot] = IN_FLUX if slot in self.in_flux else by_shard[shard_of_slot[slot]]
+
+    def _by_shard(self) -> Iterator[tuple[list[Route], list[Route]]]:
+        """Each table with its routes by shard; the last stands for no owner, because UNOWNED is -1."""
+        addresses = _primaries(self._topology.view)
         for resp, tables in self._tables.items():
             for lane, table in zip(Lane, tables, strict=True):
                 by_shard: list[Route] = [
                     self._nodes.connection(address, resp, lane) or DISCONNECTED for address in addresses
                 ]
-                by_shard.append(UNOWNED_SLOT)  # UNOWNED is -1, the last
-                table[:] = self._by_slot(by_shard)
-                for slot in self.in_flux:
-                    table[slot] = IN_FLUX
+                yield table, [*by_shard, UNOWNED_SLOT]
 
     def _hold_those_in_flight(self, view: TopologyView) -> None:
         """A client whose request is on its way to a slot's former owner waits for its answers first.
@@ -115,3 +131,22 @@ class Routes:
 def _taker_of(view: TopologyView) -> Callable[[list[Route]], tuple[Route, ...]]:
     """What turns routes by shard into routes by slot, at the speed of C."""
     return itemgetter(*view.shard_of_slot)
+
+
+def _primaries(view: TopologyView) -> list[Address]:
+    return [shard.primary.address for shard in view.shards]
+
+
+def _changed(old: Sequence[int], new: Sequence[int]) -> Iterator[int]:
+    """The places where two sequences of the same length differ; quick where long stretches are alike."""
+    for first in range(0, len(new), _STRETCH):
+        stretch = slice(first, first + _STRETCH)
+        if old[stretch] != new[stretch]:
+            yield from (
+                first + place
+                for place, (before, after) in enumerate(zip(old[stretch], new[stretch], strict=True))
+                if before != after
+            )
+
+
+_STRETCH = 128

@@ -27,10 +27,10 @@ from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
-    array_nil,
     Queued,
     Transaction,
     Watch,
+    array_nil,
     dispatch_block,
     run_blocks,
     watch,
@@ -486,7 +486,10 @@ class ClientConnection(OpenRequests):
     def _subscribe(self, command: Command, arguments: list[bytes]) -> None:
         if self.subscriptions is None:
             self.subscriptions = Subscriptions(self)
-        self._work(command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True)
+        # Past CLIENT REPLY OFF too: confirmations are pushes, and messages come behind them.
+        self.start_work(
+            command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True
+        )
 
     async def _change_subscriptions(self, command: Command, arguments: list[bytes]) -> bytes:
         assert self.subscriptions is not None

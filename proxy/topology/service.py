@@ -65,7 +65,7 @@ class Topology:
         self._reports: tuple[Report, ...] = ()
         self._adopted: dict[int, tuple[float, Address]] = {}  # slot -> (trio time, owner) by MOVED
         self._infos: dict[Address, NodeInfo] = {}
-        self._subscribers: list[Subscriber] = []
+        self._subscribers: dict[Subscriber, None] = {}  # in the order in which they came
         self._wanted = trio.Event()  # a round is wanted soon
         self._changed = trio.Event()
         self._turn = 0  # where the next round begins in a cluster of more than ASKED_MAX nodes
@@ -75,7 +75,11 @@ class Topology:
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call ``subscriber(old, new)`` at each change, in the order of the changes."""
-        self._subscribers.append(subscriber)
+        self._subscribers[subscriber] = None
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Call ``subscriber`` no more, also not for the change that is being told just now."""
+        self._subscribers.pop(subscriber, None)
 
     def on_moved(self, slot: int, address: Address) -> None:
         """A node said that ``address`` owns ``slot`` now: adopt it at once and look at the cluster soon."""
@@ -190,8 +194,9 @@ class Topology:
             unowned_slots=view.unowned_count,
             migrating_slots=sum(len(migration.slots) for migration in view.migrations),
         )
-        for subscriber in self._subscribers:
-            subscriber(old, view)
+        for subscriber in list(self._subscribers):
+            if subscriber in self._subscribers:
+                subscriber(old, view)
         self._notify()
 
     def _notify(self) -> None:

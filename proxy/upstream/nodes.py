@@ -86,10 +86,14 @@ class Nodes:
         await self._changed.wait()
 
     def notify(self) -> None:
-        """Tell who waits that something changed that may let a request through."""
+        """A connection came or went, or takes requests again."""
+        self.on_change()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let who waits look again: something changed that may let a request through."""
         self._changed.set()
         self._changed = trio.Event()
-        self.on_change()
 
     async def watch(self) -> None:
         """Close connections that owe a reply for longer than the request deadline. Runs until cancelled."""

@@ -6,6 +6,8 @@ the next, a few for each node.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
 from routing.topology import Address
@@ -28,9 +30,16 @@ class PrivateConnections:
         return sum(self._count_of.values())
 
     async def acquire(
-        self, address: Address, resp: int, on_push: PushHandler | None = None
+        self,
+        address: Address,
+        resp: int,
+        on_push: PushHandler | None = None,
+        on_closed: Callable[[NodeConnection, str], None] = lambda connection, reason: None,
     ) -> NodeConnection:
-        """A connection of one's own. Raises ConnectError, also when the node has the most it may have."""
+        """A connection of one's own. Raises ConnectError, also when the node has the most it may have.
+
+        ``on_closed`` is told when it ends, and why; only who gives ``on_push`` may ask for that.
+        """
         idle = self._idle.get((address, resp))
         while idle and on_push is None:
             connection = idle.pop()
@@ -44,10 +53,13 @@ class PrivateConnections:
                 " (setting cluster.private_connections_max)"
             )
         self._count_of[address] = self._count_of.get(address, 0) + 1
+
+        def ended(closed: NodeConnection, reason: str) -> None:
+            self._forget(closed)
+            on_closed(closed, reason)
+
         try:
-            connection = await self._dialer.open(
-                address, resp=resp, on_closed=lambda closed, reason: self._forget(closed), on_push=on_push
-            )
+            connection = await self._dialer.open(address, resp=resp, on_closed=ended, on_push=on_push)
         except BaseException:
             self._count_of[address] -= 1
             raise

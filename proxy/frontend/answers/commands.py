@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from proxy.frontend.answers import glob, texts
+from proxy.frontend.answers import texts
 from proxy.frontend.answers.parties import Answer, AskAnyNode, Connection, Entry
 from proxy.frontend.answers.refusals import PARTLY_SERVED, REASONS
 from proxy.protocol import encode
+from routing import glob
 from routing.command import (
     COMMANDS,
     AfterKeyword,
@@ -62,7 +63,7 @@ def list_(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
         case b"pattern":
             if len(args[4]) > glob.PATTERN_BYTES_MAX:
                 return texts.error(b"a pattern has at most %d bytes" % glob.PATTERN_BYTES_MAX)
-            pattern = glob.parse(args[4])
+            pattern = glob.parse(args[4], ignore_case=True)
             names = [_name(one) for parent in SERVED for one in (parent, *parent.subcommands.values())]
             return encode.array([encode.bulk(name) for name in names if glob.matches(pattern, name)])
         case b"aclcat" | b"module":

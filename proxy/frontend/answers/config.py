@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.frontend.answers import glob, texts
+from proxy.frontend.answers import texts
 from proxy.frontend.answers.parties import Answer, Connection, Entry, Refused
 from proxy.protocol import encode
+from routing import glob
 
 _TO_CHANGE = "set it in the proxy's own settings (`steadyread config show` lists them) or on the nodes"
 
@@ -23,7 +24,7 @@ def get(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     shown: dict[bytes, bytes] = {}  # parameter -> its name in the reply
     for wanted in args[2:]:
         if glob.is_pattern(wanted):
-            pattern = glob.parse(wanted)
+            pattern = glob.parse(wanted, ignore_case=True)
             for name in known:
                 if glob.matches(pattern, name):
                     shown.setdefault(name, name)

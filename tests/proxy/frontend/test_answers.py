@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ from proxy.frontend.answers import (
     ResetAfter,
     answer,
     gate,
-    glob,
     info,
     refusals,
 )
@@ -597,37 +595,6 @@ def test_help_lists_what_is_served(client: PlainConnection, name: str) -> None:
 
 def test_lolwut_is_signed(client: PlainConnection) -> None:
     assert said(client, "LOLWUT VERSION 5 1").endswith(b"\nSteadyread ver. 0.1.0\n")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "text", "fits"),
-    [
-        ("*", "", True),
-        ("", "", True),
-        ("", "a", False),
-        ("a*c", "abcbc", True),
-        ("a*c", "abcb", False),
-        ("a**", "a", True),
-        ("?", "", False),
-        ("h[a-c]t", "hbt", True),
-        ("h[c-a]t", "hbt", True),
-        ("h[^a-c]t", "hbt", False),
-        ("h[^a-c]t", "hxt", True),
-        ("h[ab", "ha", True),
-        (r"a\*", "a*", True),
-        (r"a\*", "ab", False),
-        ("SAVE", "save", True),
-    ],
-)
-def test_glob(pattern: str, text: str, fits: bool) -> None:
-    assert glob.matches(glob.parse(pattern.encode()), text.encode()) is fits
-
-
-@given(st.text("ab*?", max_size=8), st.text("ab", max_size=8))
-def test_glob_agrees_with_a_regular_expression(pattern: str, text: str) -> None:
-    expression = pattern.replace("*", ".*").replace("?", ".")
-    expected = re.fullmatch(expression, text) is not None
-    assert glob.matches(glob.parse(pattern.encode()), text.encode()) is expected
 
 
 class TestBounds:
