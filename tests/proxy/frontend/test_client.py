@@ -265,6 +265,7 @@ async def test_resp3_clients_get_connections_of_their_own_version(world: World) 
 @given(st.data())
 def test_any_interleaving_of_nodes_and_cuts_keeps_every_clients_order(data: st.DataObject) -> None:
     """Promise 6: two clients, three nodes, requests in random pieces, nodes that answer when they like."""
+
     async def run() -> None:
         async with world_of(3) as world:
             clients = [world.client() for _ in range(2)]
