@@ -6,7 +6,7 @@ config epoch wins, because whoever takes a slot over bumps its epoch; so the new
 the old one has not heard of it.
 
 What is never done. A slot does not go back to an older epoch on hearsay: when the owner that we know did not
-answer this time, a claim of a lower epoch does not replace it. A slot that a node's own MOVED told us of after
+answer this time, only a claim of a higher epoch replaces it. A slot that a node's own MOVED told us of after
 this round of questions began keeps that owner.
 """
 
@@ -105,14 +105,17 @@ def _keep_newer(
     answered: set[str],
     index_of: Mapping[str, int],
 ) -> None:
-    """Undo claims that are older than what we know, where the owner that we know did not answer."""
+    """Undo claims that are not newer than what we know, where the owner that we know did not answer.
+
+    One of the same age is undone too: it is the former owner's, and the owner that we know is a later MOVED's.
+    """
     for known_index, shard in enumerate(known.view.shards):
         index = index_of.get(shard.primary.id)
         if index is None or shard.primary.id in answered:
             continue
         for low, high in known.view.slot_ranges_of(known_index):
             for slot in range(low, high + 1):
-                if epochs[slot] < known.claim_epochs[slot]:
+                if epochs[slot] <= known.claim_epochs[slot]:
                     owners[slot] = index
                     epochs[slot] = known.claim_epochs[slot]
 
