@@ -137,11 +137,12 @@ async def test_ask_after_tryagain_is_followed(autojump_clock: MockClock, world: 
     key = keys_of(world, 0)[0]
     client = world.client()
     client.send(command("EVAL", "return 1", "2", key, b"{" + key + b"}2"))
-    world.nodes[0].take()
-    world.nodes[0].reply(b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
-    await world.settle()
-    await trio.sleep(0.2)
-    await world.settle()
+    for _ in range(3):  # the later ones come back to the task that retries
+        assert len(world.nodes[0].take()) == 1
+        world.nodes[0].reply(b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
+        await world.settle()
+        await trio.sleep(0.2)
+        await world.settle()
     assert len(world.nodes[0].take()) == 1
     world.nodes[0].reply(ask(world, key, 1))
     await world.settle()
