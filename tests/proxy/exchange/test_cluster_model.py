@@ -99,7 +99,7 @@ class ModelCluster:
 
     # -- what a node does
 
-    def run(self, index: int, count: int, *, answers: bool = True) -> int:
+    def run(self, index: int, count: int, *, answers: bool = True, is_last_first: bool = False) -> int:
         """The node runs up to ``count`` of its requests, of one connection after the other; how many it ran."""
         node: FakeNode = self.world.nodes[index]
         states = self._states[index]
@@ -110,7 +110,7 @@ class ModelCluster:
                 states.append(state)
             state.pending += link.take()
         done = 0
-        for state in states:
+        for state in reversed(states) if is_last_first else states:
             while state.pending and done < count:
                 reply = self._handle(index, state, state.pending.popleft())
                 done += 1
@@ -336,7 +336,7 @@ STEP = st.one_of(
         st.integers(0, CLIENTS - 1),
         st.lists(st.tuples(KINDS, PLACES), min_size=1, max_size=5),
     ),
-    st.tuples(st.just("run"), INDEXES, st.integers(1, 6)),
+    st.tuples(st.just("run"), INDEXES, st.integers(1, 6), st.booleans()),
     st.tuples(st.just("turn")),
     st.tuples(st.just("migrate"), PLACES, INDEXES),
     st.tuples(st.just("move"), PLACES),
@@ -357,7 +357,7 @@ CALM_STEP = st.one_of(
         st.integers(0, CLIENTS - 1),
         st.lists(st.tuples(CALM_KINDS, PLACES), min_size=1, max_size=4),
     ),
-    st.tuples(st.just("run"), INDEXES, st.integers(1, 6)),
+    st.tuples(st.just("run"), INDEXES, st.integers(1, 6), st.booleans()),
     st.tuples(st.just("turn")),
     st.tuples(st.just("migrate once"), PLACES, INDEXES),
     st.tuples(st.just("move"), PLACES),
@@ -375,8 +375,8 @@ async def play(steps: list[tuple], *, is_calm: bool = False) -> None:  # type: i
             match step:
                 case ("send", who, kinds):
                     clients[who].send(kinds)
-                case ("run", index, count):
-                    cluster.run(index, count)
+                case ("run", index, count, is_last_first):
+                    cluster.run(index, count, is_last_first=is_last_first)
                 case ("turn",):
                     await world.settle()
                 case ("migrate", place, target):

@@ -250,7 +250,8 @@ def near_frames(draw: st.DrawFn) -> bytes:
     parts = [b"*" + length(len(arguments)) + b"\r\n"]
     for argument in arguments:
         end = b"\r\n" if draw(st.integers(0, 15)) else draw(st.binary(min_size=2, max_size=2))
-        parts.append(b"$" + length(len(argument)) + b"\r\n" + argument + end)
+        kind = b"$" if draw(st.integers(0, 15)) else draw(st.sampled_from([b":", b"+", b"*", b"-"]))
+        parts.append(kind + length(len(argument)) + b"\r\n" + argument + end)
     return b"".join(parts)
 
 
@@ -258,6 +259,7 @@ def near_frames(draw: st.DrawFn) -> bytes:
 @settings(max_examples=500)
 @example([[b"GET", b"k"]], [b"*2\r\n$3\r\nGET\r\n$+1\r\nk\r\n"], [])
 @example([[b"SET", b"k", b"v"]], [b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$3_0\r\n" + b"v" * 30 + b"\r\n"], [])
+@example([[b"SET", b"k", b"v"]], [b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n:1\r\nv\r\n"], [])
 @example([[b"SET"] + [b"v"] * 11], [frame([b"SET"] + [b"w"] * 11)], [])
 def test_scan_and_parser_frame_alike_whatever_came_before(
     learned: list[list[bytes]], frames: list[bytes], mutations: list[tuple[str, int, int]]
