@@ -29,9 +29,9 @@ BUSY_SLOTS = (100, 101, 9000)
 
 
 @asynccontextmanager
-async def proxied(start_cluster: ClusterStarter) -> AsyncIterator[tuple[Cluster, Connection]]:
+async def proxied(start_cluster: ClusterStarter, *extra: str) -> AsyncIterator[tuple[Cluster, Connection]]:
     async with (
-        start_cluster(primaries=3, replicas=0) as cluster,
+        start_cluster(primaries=3, replicas=0, extra=extra) as cluster,
         Steadyread().serving(cluster) as address,
         connected(address) as client,
     ):
@@ -154,7 +154,7 @@ async def _check_pubsub(cluster: Cluster, client: Connection) -> None:
 
 async def test_expired_keys_are_not_shown(start_cluster: ClusterStarter) -> None:
     """A key past its time is no key, though a node may hold it still."""
-    async with proxied(start_cluster) as (cluster, client):
+    async with proxied(start_cluster, "--enable-debug-command", "local") as (cluster, client):
         for node in cluster.primaries:
             await cluster.call(node, "DEBUG", "SET-ACTIVE-EXPIRE", "0")
         await fill(client, [f"{{tag}}:{number}" for number in range(20)])
