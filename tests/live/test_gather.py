@@ -243,7 +243,7 @@ async def test_no_key_is_missed_while_slots_move(start_cluster: ClusterStarter, 
     for tag in map(tag_of, BUSY_SLOTS):
         expected |= {f"{tag}:{number}".encode() for number in range(BUSY_KEYS)}
     async with start_cluster(primaries=3, replicas=0) as cluster:
-        if is_atomic and cluster.engine.name != "valkey":
+        if is_atomic and (cluster.engine.name, int(cluster.engine.version.split(".")[0])) < ("valkey", 9):
             pytest.skip(f"{cluster.engine} has no atomic migration")
         moves: list[int] = []
         async with Steadyread().serving(cluster) as address, trio.open_nursery() as nursery:

@@ -39,6 +39,13 @@ def test_case_is_ignored_on_demand() -> None:
     assert not glob.matches(glob.parse(b"MaX*"), b"maxmemory")
 
 
+def test_a_pattern_too_long_to_compile_at_once_is_refused() -> None:
+    """Everybody waits for the compiler."""
+    glob.parse(b"?" * glob.PATTERN_BYTES_MAX)
+    with pytest.raises(glob.PatternError, match="1025 bytes, more than 1024"):
+        glob.parse(b"?" * (glob.PATTERN_BYTES_MAX + 1))
+
+
 def test_many_stars_take_no_exponential_time() -> None:
     """Without atomic groups this would take longer than the universe has."""
     assert not glob.matches(glob.parse(b"a*" * 60 + b"b"), b"a" * 3000)

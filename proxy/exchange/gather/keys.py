@@ -104,7 +104,10 @@ def _scan_options(arguments: Sequence[bytes]) -> ScanOptions | bytes:
                 if count < 1:
                     return SYNTAX
             case b"MATCH":
-                pattern = None if value == b"*" else glob.parse(value)
+                try:
+                    pattern = None if value == b"*" else glob.parse(value)
+                except glob.PatternError as too_long:
+                    return error(str(too_long))
             case b"TYPE":
                 type_name = value
             case _:
@@ -160,7 +163,10 @@ async def keys(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     """KEYS pattern. Each primary's own KEYS counts for the slots that it had all keys of, by its testimony;
     the other slots are listed as SCAN does."""
     exchange = requests.exchange
-    pattern = glob.parse(arguments[1])
+    try:
+        pattern = glob.parse(arguments[1])
+    except glob.PatternError as too_long:
+        return error(str(too_long))
 
     async def gather(lister: SlotLister) -> bytes:
         gathered = _Gathered(exchange, command("KEYS", arguments[1]))

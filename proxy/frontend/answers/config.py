@@ -17,7 +17,10 @@ _TO_CHANGE = "set it in the proxy's own settings (`steadyread config show` lists
 
 def get(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     """CONFIG GET pattern [pattern ...]: each parameter once that any pattern fits."""
-    patterns = [glob.parse(pattern, ignore_case=True) for pattern in args[2:]]
+    try:
+        patterns = [glob.parse(pattern, ignore_case=True) for pattern in args[2:]]
+    except glob.PatternError as too_long:
+        return encode.error(str(too_long))
     return encode.mapping(
         [
             (encode.bulk(name), encode.bulk(value))
