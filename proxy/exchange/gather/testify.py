@@ -69,7 +69,7 @@ def _word(address: Address, nodes: bytes, jobs: bytes = b"*0\r\n") -> Word:
     return _parse_word(address, line, jobs)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # a node that remembers a thousand migrations says 400 KB of them
 def _parse_word(address: Address, line: bytes, jobs: bytes) -> Word:
     """A node says the same words nearly always, and the same object says so fastest."""
     myself, _ = parse_nodes(line.decode(errors="replace"), address)
