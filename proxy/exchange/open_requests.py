@@ -106,6 +106,7 @@ class OpenRequests(Requester):
         self._draining = False
         self._working = False  # a task has the retries, or a piece of work
         self._work_scope: trio.CancelScope | None = None  # of work that ends when the client leaves
+        self._is_leaving = False
         self._tables = exchange.routes.tables(2)  # by lane: slot -> route, for this client's RESP version
         self._routes = self._tables[Lane.WRITE]  # of the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
@@ -164,7 +165,8 @@ class OpenRequests(Requester):
         self.retry(slot, "work")
 
     def cancel_work(self) -> None:
-        """The client left: end the work that only it wanted."""
+        """The client left: end the work that only it wanted, also what has not begun."""
+        self._is_leaving = True
         if self._work_scope is not None:
             self._work_scope.cancel()
 
@@ -286,6 +288,8 @@ class OpenRequests(Requester):
         scope = trio.CancelScope()
         if isinstance(slot, WorkSlot) and slot.cancel_on_close:
             self._work_scope = scope
+            if self._is_leaving:
+                scope.cancel()
         deadline = self._retrying_since + self.exchange.deadline_seconds
         self.exchange.start(lambda: slot.resolve(self.exchange, self.resp, deadline), deliver, scope)
 

@@ -84,6 +84,7 @@ log = get_logger(__name__)
 _HTTP_WORDS = frozenset({b"POST", b"HOST:"})
 
 # What a client may send in any state; within MULTI it acts at once.
+_CHANGING_RESP = frozenset({"HELLO", "RESET"})
 _NEVER_QUEUED = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
 
 
@@ -251,6 +252,9 @@ class ClientConnection(OpenRequests):
             self._queue(command, arguments, raw)
         elif (handler := _HANDLERS.get(name)) is not None:
             handler(self, command, arguments, raw)
+        elif name in _CHANGING_RESP and self.in_flight():
+            # What is in flight is still owed in the RESP version in which it was asked for.
+            self._work(command, partial(self._answer_later, command, arguments))
         elif name in answers.ANSWERED:
             self._act_on(command, arguments, answers.answer(self, arguments, time.time()))
         elif name in SUBSCRIPTION_COMMANDS:
@@ -334,6 +338,17 @@ class ClientConnection(OpenRequests):
                 self._work(command, partial(ask_any_node, self, arguments))
             case _:
                 assert_never(answer)
+
+    async def _answer_later(self, command: Command, arguments: list[bytes]) -> bytes:
+        """HELLO or RESET, when all that came before is answered."""
+        answer = answers.answer(self, arguments, time.time())
+        if isinstance(answer, ResetAfter):
+            self.set_resp(2)
+            return await self._reset(answer.reply)
+        assert isinstance(answer, bytes)
+        self.set_resp(self.resp)
+        self._update_plain()
+        return answer
 
     async def _info(self, sections: Sequence[str]) -> bytes:
         bodies = await gather_keyspace(self)
@@ -490,6 +505,9 @@ class ClientConnection(OpenRequests):
         self.start_work(
             command, partial(self._change_subscriptions, command, arguments), cancel_on_close=True
         )
+        if self.reply_mode is ReplyMode.SKIP_NEXT:
+            self.reply_mode = ReplyMode.ON
+            self._update_plain()
 
     async def _change_subscriptions(self, command: Command, arguments: list[bytes]) -> bytes:
         assert self.subscriptions is not None

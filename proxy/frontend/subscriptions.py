@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from proxy.exchange.exchange import HOPS_MAX
 from proxy.exchange.failures import not_ready
 from proxy.log import get_logger
 from proxy.protocol import encode
@@ -40,7 +41,7 @@ from proxy.upstream.connect import ConnectError
 from proxy.upstream.reply_slot import ConnectionLostError
 from proxy.upstream.subscription_line import SubscriptionLine
 from routing.command import Command
-from routing.redirect import Redirect, Wait, needs_attention
+from routing.redirect import Moved, Redirect, Wait, needs_attention
 from routing.slot import slot_of
 from routing.topology import Address, TopologyView
 
@@ -154,9 +155,9 @@ class Subscriptions:
                 for key in self._pending:
                     self._set_carrier(key, None)
                 self._pending = {}
-                self._close_idle_lines()
                 if held := self._take_held():
                     self._send(held)
+            self._close_idle_lines()
 
     async def _unsubscribe(self, family: Family, names: list[bytes]) -> bytes:
         wanted = self._wanted[family]
@@ -273,8 +274,11 @@ class Subscriptions:
             groups.setdefault((family, hash_slot), []).append(name)
         failure = None
         for (family, hash_slot), group in groups.items():
-            async with self._placing:
-                found = await self._place_group(family, hash_slot, group)
+            for _ in range(HOPS_MAX):
+                async with self._placing:
+                    found = await self._place_group(family, hash_slot, group)
+                if not isinstance(found, Moved):
+                    break
             failure = failure or found
         return failure
 
@@ -323,7 +327,7 @@ class Subscriptions:
                 except ConnectionLostError:
                     continue  # which ended them too
                 if failure is not None:
-                    log.warning("unsubscribe_failed", node=line.address, reply=failure.strip().decode())
+                    log.warning("unsubscribe_failed", node=line.address, reply=_text(failure))
                     line.close()  # what else it carries is healed
 
     async def _line_for(self, hash_slot: int) -> SubscriptionLine:
@@ -433,19 +437,21 @@ class Subscriptions:
             attempt += 1
         # No await: what is lost from here on starts a task of its own.
         self._heal_scope = None
-        if not self._placing.locked():
-            self._close_idle_lines()
+        self._close_idle_lines()
         lost_seconds = round(trio.current_time() - began, 3)
         log.info("subscriptions_restored", client=self.client.id, lost_seconds=lost_seconds)
         return b""
 
     def _on_healed(self, reply: bytes) -> None:
         if reply and not self._is_closed:
-            self.client.close(f"its subscriptions could not be restored: {reply.strip().decode()}")
+            self.client.close(f"its subscriptions could not be restored: {_text(reply)}")
 
     # -- ending
 
     def _close_idle_lines(self) -> None:
+        """Close what carries nothing: to a node that refused, to a former owner. The last task does it."""
+        if self._placing.locked():
+            return
         for line in [line for line in self._lines.values() if not line.load]:
             line.close()
 
@@ -465,6 +471,10 @@ class Subscriptions:
             self._heal_scope.cancel()
         for line in list(self._lines.values()):
             line.close()
+
+
+def _text(reply: bytes) -> str:
+    return reply.strip().decode(errors="replace")
 
 
 def _head(push: bytes) -> tuple[bytes, bytes]:

@@ -16,7 +16,15 @@ from collections import deque
 from collections.abc import Callable
 
 from proxy.hub import READ, WRITE, Endpoint, Hub
-from proxy.protocol.replies import AGGREGATE, BULK_LENGTHS, ONE_LINE, PUSH, FrameScanner, ReplyError, number_of
+from proxy.protocol.replies import (
+    AGGREGATE,
+    BULK_LENGTHS,
+    ONE_LINE,
+    PUSH,
+    FrameScanner,
+    ReplyError,
+    number_of,
+)
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
 from routing.redirect import needs_attention
 from routing.topology import Address
@@ -228,6 +236,8 @@ class NodeConnection(Endpoint):
             if kind == PUSH:
                 if self._on_push is not None:
                     self._on_push(reply)
+                    if self.is_closed:  # the handler ended this connection
+                        return size
                 continue
             if not owed:
                 raise ReplyError(f"a reply that nothing asked for: {reply[:40]!r}")

@@ -179,7 +179,7 @@ async def serving_process(command: Sequence[str], address: Address) -> AsyncIter
             if process.poll() is not None:
                 raise ProxyFailed(f"{command[0]} ended with {process.returncode}: {last_words()}")
         finally:
-            await _stop(process)
+            await _stop(process)  # noqa: ASYNC102  # it has its own shield and deadline
 
 
 async def _serves(address: Address) -> bool:

@@ -11,7 +11,8 @@ from tests.live.campaign.keys import FaultKind
 
 COLUMNS = (
     "engine", "move", "slots moved", "reads", "writes", *[kind.value for kind in FaultKind],
-    "p50 quiet", "p50 moving", "p99 quiet", "p99 moving", "ratio", "max moving", "load's delay p99",
+    "p50 quiet", "p50 moving", "p99 quiet", "p99 moving", "ratio",
+    "free p99 quiet", "free p99 moving", "free ratio", "max moving", "load's delay p99",
 )  # fmt: skip
 
 
@@ -26,6 +27,10 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
         for rank in ("p50", "p99"):
             row |= {f"{rank} quiet": quiet["latency_ms"][rank], f"{rank} moving": moving["latency_ms"][rank]}
         row["ratio"] = round(row["p99 moving"] / row["p99 quiet"], 2)
+        # Without EVAL, EXEC and what is pipelined: see workload.Phase.free_latencies.
+        row["free p99 quiet"] = quiet["free_latency_ms"]["p99"]
+        row["free p99 moving"] = moving["free_latency_ms"]["p99"]
+        row["free ratio"] = round(row["free p99 moving"] / row["free p99 quiet"], 2)
         row["max moving"] = moving["latency_ms"]["max"]
         # How late the load itself ran: where this is near a p99, the machine was too busy to tell.
         row["load's delay p99"] = max(phase["own_delay_ms"]["p99"] for phase in (quiet, moving))

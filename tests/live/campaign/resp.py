@@ -89,7 +89,7 @@ class Connection:
                 if isinstance(greeting, ErrorReply):
                     raise BadReply(f"HELLO 3: {greeting.decode()}")
             except BaseException:
-                await connection.aclose_forcefully()
+                await connection.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
                 raise
         return connection
 

@@ -41,6 +41,7 @@ SCAN_COUNT = 500
 SCAN_CALLS_MAX = 10_000  # more than any iteration over the keys of a run needs
 DELAY_PROBE_SECONDS = 0.01
 LEAKED_CODES = (b"MOVED", b"ASK", b"TRYAGAIN", b"CLUSTERDOWN", b"CROSSSLOT")
+BOUND_TOGETHER = ("EVAL", "EXEC")  # labels of what needs all its keys on one node
 OUTCOME_UNKNOWN = b"OUTCOMEUNKNOWN"
 GONE = (trio.BrokenResourceError, trio.ClosedResourceError, BadReply, OSError)
 
@@ -69,6 +70,9 @@ class Phase:
     faults: Counter[FaultKind] = field(default_factory=Counter)
     faults_of: Counter[tuple[str, FaultKind]] = field(default_factory=Counter)
     latencies: dict[str, array[float]] = field(default_factory=dict)  # label -> seconds
+    # Seconds, of requests sent alone, EVAL and EXEC left out: while their keys are on two nodes, those can only
+    # wait, and what is pipelined behind one waits with it.
+    free_latencies: array[float] = field(default_factory=lambda: array("d"))
     delays: array[float] = field(default_factory=lambda: array("d"))  # how late this process itself ran
 
     def summary(self) -> dict[str, Any]:
@@ -80,6 +84,7 @@ class Phase:
             "faults": {kind.value: self.faults[kind] for kind in FaultKind},
             "faults_of": {f"{label}: {kind.value}": n for (label, kind), n in self.faults_of.most_common()},
             "latency_ms": percentiles(every),
+            "free_latency_ms": percentiles(sorted(self.free_latencies)),
             "latency_ms_of": {label: percentiles(sorted(of)) for label, of in sorted(self.latencies.items())},
             "own_delay_ms": percentiles(sorted(self.delays)),
         }
@@ -254,7 +259,7 @@ class Load:
                 due = max(trio.current_time(), due + rng.uniform(0.5, 1.5) * pause)
         finally:
             if connection is not None:
-                await connection.aclose_forcefully()
+                await connection.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
 
     async def _connected(self, *, resp3: bool) -> Connection | None:
         """A connection, or None after counting what went wrong and a pause."""
@@ -291,7 +296,10 @@ class Load:
                     request = unanswered[-1]
                     replies = [await connection.next_reply() for _ in range(request.reply_count)]
                     unanswered.pop()
-                    phase.latencies.setdefault(request.label, array("d")).append(perf_counter() - began)
+                    seconds = perf_counter() - began
+                    phase.latencies.setdefault(request.label, array("d")).append(seconds)
+                    if len(requests) == 1 and not request.label.startswith(BOUND_TOGETHER):
+                        phase.free_latencies.append(seconds)
                     self._judge(request, replies, phase)
                 return True
             fault = Fault(FaultKind.HANG, f"no reply within {self.options.deadline_seconds} s")
@@ -342,7 +350,7 @@ class Load:
             except GONE as problem:
                 self._count("SCAN", Fault(FaultKind.ERROR, f"connection lost: {problem}"), phase)
             finally:
-                await connection.aclose_forcefully()
+                await connection.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
 
     async def _scan(self, connection: Connection, phase: Phase) -> None:
         """One iteration. Raises what `Connection.exchange` raises."""
@@ -420,7 +428,7 @@ async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
         async for data in stream:
             *lines, buffered = (buffered + data).split(b"\n")
             for line in lines:
-                yield line
+                yield line  # noqa: ASYNC119  # its one reader drains it
 
 
 def say(answer: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def test_an_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     with_command(monkeypatch, interrupt_in_nursery)
     assert main(["config"]) == 130
     with_command(monkeypatch, interrupt_and_fail)
-    with pytest.raises(BaseExceptionGroup):
+    with pytest.RaisesGroup(KeyboardInterrupt, KeyError):
         main(["config"])
 
 

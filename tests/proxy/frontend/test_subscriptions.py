@@ -53,7 +53,9 @@ class FakeNode:
         ] = []  # connections that were asked to subscribe, while they last
         self.is_down = False  # it closes every new connection
 
-    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(  # noqa: ASYNC128  # serve_listeners says started
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.address = Address(*listener.socket.getsockname()[:2])
         await trio.serve_listeners(self._talk, [listener], task_status=task_status)  # type: ignore[arg-type]
@@ -319,12 +321,18 @@ async def test_a_message_stands_between_whole_replies() -> None:
 
 
 async def test_confirmations_are_not_silenced() -> None:
-    """CLIENT REPLY OFF drops replies; confirmations and messages are none."""
+    """CLIENT REPLY OFF and SKIP drop replies; confirmations and messages are none."""
     async with a_world(resp=3) as world:
         world.say("CLIENT", "REPLY", "OFF")
         world.say("SUBSCRIBE", "a")
         world.say("PING")
         await world.expect(push(b"subscribe", b"a", 1))
+        world.say("CLIENT", "REPLY", "ON")
+        await world.expect(b"+OK\r\n")
+        world.say("CLIENT", "REPLY", "SKIP")
+        world.say("SUBSCRIBE", "a")
+        world.say("PING")
+        await world.expect(push(b"subscribe", b"a", 1), b"+PONG\r\n")
         await home_of(world).push(push(b"message", b"a", b"1"))
         await world.expect(push(b"message", b"a", b"1"))
 
@@ -466,6 +474,7 @@ async def test_a_moved_slot_is_followed_when_subscribing() -> None:
         world.say("SSUBSCRIBE", "s")
         await world.expect(array(b"ssubscribe", b"s", 1))
         assert target.asked == [[b"ssubscribe", b"s"]]
+        assert world.private.in_use == 1, "the connection to the former owner is of no use"
 
 
 async def test_channels_of_several_slots_in_one_command() -> None:
