@@ -1,4 +1,4 @@
-"""Hypothesis: no deadline, because the machine's load is no property of an example; a failure prints how to repeat it."""
+"""Hypothesis: no deadline, for the machine's load is no property of an example; a failure prints how to repeat it."""
 
 from __future__ import annotations
 

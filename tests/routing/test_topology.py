@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Role, Shard, To
 def test_ranges_are_the_runs(numbers: set[int]) -> None:
     found = list(ranges(sorted(numbers)))
     assert {n for low, high in found for n in range(low, high + 1)} == numbers
-    assert all(high + 1 < low for (_, high), (low, _) in zip(found, found[1:], strict=False))
+    assert all(high + 1 < low for (_, high), (low, _) in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(
