@@ -60,7 +60,7 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
     index_of = {shard.primary.id: index for index, shard in enumerate(shards)}
     owners = [UNOWNED] * SLOT_COUNT  # slot -> index into shards; filled by ranges, which keeps a round short
     epochs = [0] * SLOT_COUNT
-    primaries = [line for line in lines.values() if line.node.role is Role.PRIMARY]
+    primaries = [line for line in lines.values() if line.node.id in index_of]
     for line in sorted(primaries, key=lambda line: (line.node.config_epoch, line.node.id)):
         index = index_of[line.node.id]
         for low, high in line.slot_ranges:
@@ -86,12 +86,16 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
 
 
 def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
-    """A shard for each primary, by node id."""
+    """A shard for each primary, by node id. One that lost its slots and failed is none any more."""
     replicas: dict[str, list[Node]] = {}
     for line in lines.values():
         if line.node.role is Role.REPLICA and line.node.primary_id is not None:
             replicas.setdefault(line.node.primary_id, []).append(line.node)
-    heads = [line.node for line in lines.values() if line.node.role is Role.PRIMARY]
+    heads = [
+        line.node
+        for line in lines.values()
+        if line.node.role is Role.PRIMARY and (line.slot_ranges or not line.node.is_failing)
+    ]
     heads.sort(key=lambda node: node.id)
     return tuple(
         Shard(head, tuple(sorted(replicas.get(head.id, ()), key=lambda node: node.id))) for head in heads

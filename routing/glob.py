@@ -20,6 +20,11 @@ class PatternError(ValueError):
     """The pattern is too long. The message is an error reply's text."""
 
 
+def is_pattern(text: bytes) -> bool:
+    """Whether ``text`` can stand for more than itself."""
+    return any(character in text for character in b"*?[")
+
+
 def parse(pattern: bytes, *, ignore_case: bool = False) -> Pattern:
     """A class that is never closed reaches to the end, as in Redis.
 

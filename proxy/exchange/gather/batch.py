@@ -21,11 +21,7 @@ class Batch:
         if connection.is_closed:
             self.on_lost(ConnectionLostError(f"{connection.address} closed the connection", False))
             return
-        # As NodeConnection.queue does, but in one send: outside of a turn it would send each by itself.
-        connection.owed.extend([_Batched(self, raw) for raw in raws])
-        connection.out.extend(raws)
-        if not connection.dirty:
-            connection.hub.touched(connection)
+        connection.queue_all([_Batched(self, raw) for raw in raws])
 
     def on_reply(self, reply: bytes) -> None:
         self._replies.append(reply)

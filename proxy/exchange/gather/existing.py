@@ -12,6 +12,7 @@ from proxy.exchange.gather.batch import Batch
 from proxy.exchange.gather.fanout import ERROR
 from proxy.protocol.encode import command, frame
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.topology import Address
 
@@ -108,7 +109,7 @@ async def _ask_settled(exchange: Exchange, asked: Sequence[tuple[Candidates, byt
 
     async with trio.open_nursery() as nursery:
         for address, indexes in indexes_at.items():
-            connection = exchange.routes.node(address, 2)
+            connection = exchange.routes.node(address, 2, Lane.READ)
             if connection is not None:
                 nursery.start_soon(ask, connection, indexes)
     return replies

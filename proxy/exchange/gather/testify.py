@@ -12,6 +12,7 @@ from proxy.exchange.gather.batch import Batch
 from proxy.protocol.encode import command
 from proxy.protocol.replies import ReplyError, ServerError, decode
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.cluster_nodes import ReportError, parse_atomic_migrations, parse_nodes
 from routing.slot_listing import Testimony, Word

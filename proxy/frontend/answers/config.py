@@ -17,19 +17,21 @@ _TO_CHANGE = "set it in the proxy's own settings (`steadyread config show` lists
 
 
 def get(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
-    """CONFIG GET pattern [pattern ...]: each parameter once that any pattern fits."""
-    try:
-        patterns = [glob.parse(pattern, ignore_case=True) for pattern in args[2:]]
-    except glob.PatternError as too_long:
-        return encode.error(str(too_long))
-    return encode.mapping(
-        [
-            (encode.bulk(name), encode.bulk(value))
-            for name, value in parameters(connection).items()
-            if any(glob.matches(pattern, name.encode()) for pattern in patterns)
-        ],
-        connection.resp == 3,
-    )
+    """CONFIG GET pattern [pattern ...]: each once, spelled as asked for if it was asked for by name."""
+    if sum(map(len, args[2:])) > glob.PATTERN_BYTES_MAX:
+        return texts.error(b"CONFIG GET takes at most %d bytes of patterns" % glob.PATTERN_BYTES_MAX)
+    known = {name.encode(): value for name, value in parameters(connection).items()}
+    shown: dict[bytes, bytes] = {}  # parameter -> its name in the reply
+    for wanted in args[2:]:
+        if glob.is_pattern(wanted):
+            pattern = glob.parse(wanted, ignore_case=True)
+            for name in known:
+                if glob.matches(pattern, name):
+                    shown.setdefault(name, name)
+        elif wanted.lower() in known:
+            shown.setdefault(wanted.lower(), wanted)
+    pairs = [(encode.bulk(as_asked), encode.bulk(known[name])) for name, as_asked in shown.items()]
+    return encode.mapping(pairs, connection.resp == 3)
 
 
 def parameters(connection: Connection) -> dict[str, str]:
