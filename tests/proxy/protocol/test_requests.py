@@ -48,7 +48,7 @@ def reference_frame(data: bytes) -> tuple[list[bytes], int] | None:
         if header is None:
             return None
         at = header.end() + int(header[1]) + 2
-        if at > len(data):
+        if data[at - 2 : at] != b"\r\n":  # Valkey 9 closes the connection for this
             return None
         arguments.append(data[header.end() : at - 2])
     return arguments, at
@@ -151,7 +151,7 @@ def mutated(data: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
 
 ERROR_TEXT = re.compile(
     r"Protocol error: (too big (mbulk count string|bulk count string|inline request)"
-    r"|invalid (multibulk|bulk) length|unbalanced quotes in request|expected '\$', got '(.|\\x[0-9a-f]{2})'"
+    r"|invalid (multibulk|bulk) length|invalid CRLF in request|unbalanced quotes in request|expected '\$', got '(.|\\x[0-9a-f]{2})'"
     r"|request over 1048576 bytes \(setting clients\.request_bytes_max\))"
 )
 
