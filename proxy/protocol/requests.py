@@ -6,8 +6,9 @@ command, the raw frame and the slot. It stops at the first frame that is anythin
 parses that one in full. A native twin replaces ``scan_simple`` and nothing more.
 
 Frames that are relayed are strictly canonical: a length is ``0`` or digits without leading zero, each line
-and each value ends in CRLF. Anything laxer is answered with Redis's protocol error, so that a node never frames a relayed request
-differently from us; on a connection that clients share this would hand one client's bytes to another.
+and each value ends in CRLF. Anything laxer is answered with a protocol error, so that a node never frames a
+relayed request differently from us; on a connection that clients share this would hand one client's bytes to
+another, or end the connection for all.
 """
 
 from __future__ import annotations

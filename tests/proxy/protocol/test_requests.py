@@ -151,7 +151,8 @@ def mutated(data: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
 
 ERROR_TEXT = re.compile(
     r"Protocol error: (too big (mbulk count string|bulk count string|inline request)"
-    r"|invalid (multibulk|bulk) length|invalid CRLF in request|unbalanced quotes in request|expected '\$', got '(.|\\x[0-9a-f]{2})'"
+    r"|invalid (multibulk|bulk) length|invalid CRLF in request"
+    r"|unbalanced quotes in request|expected '\$', got '(.|\\x[0-9a-f]{2})'"
     r"|request over 1048576 bytes \(setting clients\.request_bytes_max\))"
 )
 
