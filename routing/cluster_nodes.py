@@ -102,14 +102,17 @@ def _parse_line(fields: Sequence[str], flags: Sequence[str], asked: Address, is_
                 if arrow:
                     migrating.append((int(slot), other))
                 else:
-                    slot, _, other = part[1:-1].partition("-<-")
+                    slot, arrow, other = part[1:-1].partition("-<-")
+                    if not arrow:
+                        raise ValueError(f"an open slot that goes nowhere: {part!r}")
                     importing.append((int(slot), other))
             else:
                 low, _, high = part.partition("-")
                 owned.append((int(low), int(high or low)))
     except ValueError as error:
         raise ReportError(f"CLUSTER NODES of {asked}: {error}") from error
-    if any(not 0 <= low <= high < SLOT_COUNT for low, high in owned):
+    open_slots = [(slot, slot) for slot, _ in migrating + importing]
+    if any(not 0 <= low <= high < SLOT_COUNT for low, high in owned + open_slots):
         raise ReportError(f"CLUSTER NODES of {asked}: slots out of range for node {node.id}")
     return NodeLine(node, tuple(owned), tuple(migrating), tuple(importing))
 
@@ -141,6 +144,8 @@ def parse_atomic_migrations(jobs: Sequence[Any]) -> tuple[AtomicMigration, ...]:
             for part in fields["slot_ranges"].split():
                 low, _, high = part.partition("-")
                 slot_ranges.append((int(low), int(high or low)))
+            if any(not 0 <= low <= high < SLOT_COUNT for low, high in slot_ranges):
+                raise ValueError("slots out of range")
             running.append(
                 AtomicMigration(
                     name=fields["name"],

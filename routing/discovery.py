@@ -6,7 +6,7 @@ config epoch wins, because whoever takes a slot over bumps its epoch; so the new
 the old one has not heard of it.
 
 What is never done. A slot does not go back to an older epoch on hearsay: when the owner that we know did not
-answer this time, a claim of a lower epoch does not replace it. A slot that a node's own MOVED told us of after
+answer this time, only a claim of a higher epoch replaces it. A slot that a node's own MOVED told us of after
 this round of questions began keeps that owner.
 """
 
@@ -60,7 +60,7 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
     index_of = {shard.primary.id: index for index, shard in enumerate(shards)}
     owners = [UNOWNED] * SLOT_COUNT  # slot -> index into shards; filled by ranges, which keeps a round short
     epochs = [0] * SLOT_COUNT
-    primaries = [line for line in lines.values() if line.node.role is Role.PRIMARY]
+    primaries = [line for line in lines.values() if line.node.id in index_of]
     for line in sorted(primaries, key=lambda line: (line.node.config_epoch, line.node.id)):
         index = index_of[line.node.id]
         for low, high in line.slot_ranges:
@@ -86,12 +86,16 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
 
 
 def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
-    """A shard for each primary, by node id."""
+    """A shard for each primary, by node id. One that lost its slots and failed is none any more."""
     replicas: dict[str, list[Node]] = {}
     for line in lines.values():
         if line.node.role is Role.REPLICA and line.node.primary_id is not None:
             replicas.setdefault(line.node.primary_id, []).append(line.node)
-    heads = [line.node for line in lines.values() if line.node.role is Role.PRIMARY]
+    heads = [
+        line.node
+        for line in lines.values()
+        if line.node.role is Role.PRIMARY and (line.slot_ranges or not line.node.is_failing)
+    ]
     heads.sort(key=lambda node: node.id)
     return tuple(
         Shard(head, tuple(sorted(replicas.get(head.id, ()), key=lambda node: node.id))) for head in heads
@@ -105,14 +109,17 @@ def _keep_newer(
     answered: set[str],
     index_of: Mapping[str, int],
 ) -> None:
-    """Undo claims that are older than what we know, where the owner that we know did not answer."""
+    """Undo claims that are not newer than what we know, where the owner that we know did not answer.
+
+    One of the same age is undone too: it is the former owner's, and the owner that we know is a later MOVED's.
+    """
     for known_index, shard in enumerate(known.view.shards):
         index = index_of.get(shard.primary.id)
         if index is None or shard.primary.id in answered:
             continue
         for low, high in known.view.slot_ranges_of(known_index):
             for slot in range(low, high + 1):
-                if epochs[slot] < known.claim_epochs[slot]:
+                if epochs[slot] <= known.claim_epochs[slot]:
                     owners[slot] = index
                     epochs[slot] = known.claim_epochs[slot]
 

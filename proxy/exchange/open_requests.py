@@ -54,6 +54,10 @@ class RequestSlot(ReplySlot):
         arguments: list[bytes] = decode(self.raw)
         return {arguments[position] for position in key_positions(self.command, arguments)}
 
+    def keys_run(self) -> set[bytes]:
+        """Those of its keys on which it has run, as far as is known."""
+        return self.keys() if self.reply is not None else set()
+
     @property
     def may_write(self) -> bool:
         return self.command.may_write
@@ -294,11 +298,11 @@ class OpenRequests(Requester):
         later: Iterable[RequestSlot] = (
             other
             for other in list(self.slots)[self.slots.index(slot) + 1 :]
-            if other.reply is not None and (other.may_write or slot.may_write)
+            if other.may_write or slot.may_write
         )
         mine: set[bytes] | None = None
         for other in later:
-            theirs = other.keys()
+            theirs = other.keys_run()
             if not theirs:
                 continue
             mine = slot.keys() if mine is None else mine

@@ -84,6 +84,11 @@ class SplitSlot(RequestSlot):
             return set(self.arguments[1::step])
         return {key for part in self.parts if part.reply is None for key in part.words[1::step]}
 
+    def keys_run(self) -> set[bytes]:
+        return super().keys_run() or {
+            key for part in self.parts if part.reply is not None for key in part.words[1 :: self.rule.step]
+        }
+
     def on_part(self, reply: bytes | None, since: float | None = None) -> None:
         """One part came back: answered, or with None to be done again. ``since``: when a lost one was sent."""
         self.pending -= 1

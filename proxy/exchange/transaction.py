@@ -97,12 +97,11 @@ class BlockAttempt:
 
     def queue(self, connection: NodeConnection, *, asking: bool = False) -> None:
         """Queue the whole block in one step."""
-        if asking:
-            connection.queue(Discard(ASKING))
-        connection.queue(BlockStep(self, MULTI, is_exec=False))
-        for item in self.slot.queued:
-            connection.queue(BlockStep(self, item.raw, is_exec=False))
-        connection.queue(BlockStep(self, EXEC, is_exec=True))
+        slots: list[Slot] = [Discard(ASKING)] if asking else []
+        slots.append(BlockStep(self, MULTI, is_exec=False))
+        slots += [BlockStep(self, item.raw, is_exec=False) for item in self.slot.queued]
+        slots.append(BlockStep(self, EXEC, is_exec=True))
+        connection.queue_all(slots)
 
     def on_exec(self, reply: bytes, connection: NodeConnection) -> None:
         if self.multi_reply[:1] == b"-":
@@ -246,11 +245,9 @@ class Watch:
             return array_nil(resp)
         frames = [MULTI, *[item.raw for item in queued], EXEC]
         waiters = [Waiter(raw) for raw in frames]
-        if self.asking:
-            self.connection.queue(Discard(ASKING))
-        for waiter in waiters:
-            self.connection.queue(waiter)
         replies: list[bytes] = []
+        asking = [Discard(ASKING)] if self.asking else []
+        self.connection.queue_all([*asking, *waiters])
         try:
             with trio.move_on_after(exchange.deadline_seconds):
                 replies += [await waiter.wait_reply() for waiter in waiters]

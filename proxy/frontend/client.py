@@ -80,6 +80,9 @@ EXEC_ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\
 
 log = get_logger(__name__)
 
+# As Redis: an HTTP request is someone else's browser or a forged one, whose body could hold commands.
+_HTTP_WORDS = frozenset({b"POST", b"HOST:"})
+
 # What a client may send in any state; within MULTI it acts at once.
 _CHANGING_RESP = frozenset({"HELLO", "RESET"})
 _NEVER_QUEUED = frozenset({"EXEC", "DISCARD", "MULTI", "WATCH", "QUIT", "RESET"})
@@ -231,6 +234,10 @@ class ClientConnection(OpenRequests):
 
     def _command(self, arguments: list[bytes], raw: bytes) -> None:
         command = lookup(arguments)
+        if command is None and arguments[0].upper() in _HTTP_WORDS:
+            log.warning("http_refused", client=self.id, address=self.peer_address)
+            self.close("spoke HTTP")
+            return
         if (closed := answers.gate(self, command)) is not None:
             self._reply(command or _QUIT, closed)
             return
@@ -615,7 +622,7 @@ class ClientConnection(OpenRequests):
         """End the connection. What is in flight for it is read and dropped; its work ends."""
         if self.is_closed:
             return
-        self.is_closed = True
+        self.is_closed = self._is_closing = True  # the latter ends a loop over its requests, too
         self.transport.close()
         self.cancel_work()
         self._unwatch()

@@ -5,9 +5,10 @@ buffer (GET, SET, HGET, ... : what nearly all traffic is) and does per request o
 command, the raw frame and the slot. It stops at the first frame that is anything else, and ``RequestParser``
 parses that one in full. A native twin replaces ``scan_simple`` and nothing more.
 
-Frames that are relayed are strictly canonical: a length is ``0`` or digits without leading zero, each line ends
-in CRLF. Anything laxer is answered with Redis's protocol error, so that a node never frames a relayed request
-differently from us; on a connection that clients share this would hand one client's bytes to another.
+Frames that are relayed are strictly canonical: a length is ``0`` or digits without leading zero, each line
+and each value ends in CRLF. Anything laxer is answered with a protocol error, so that a node never frames a
+relayed request differently from us; on a connection that clients share this would hand one client's bytes to
+another, or end the connection for all.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ def scan_simple(
     find = buffer.find
     prefix_of = _prefixes.get
     length_of = LENGTHS.get
-    size = len(buffer)
     while count_max:
         # The third line of the frame begins at the first "\r\n$" past "*N\r\n$": the fifth byte is inside the
         # name's length for N < 10, and longer counts still meet the same "\r\n$" or miss the dictionary.
@@ -75,6 +75,8 @@ def scan_simple(
         end = key_start + length
         key = buffer[key_start:end]
         end += 2
+        if buffer[end - 2 : end] != b"\r\n":
+            break
         command, remaining = known
         remaining -= 2
         while remaining:
@@ -87,9 +89,9 @@ def scan_simple(
                 if length < 0 or length > value_bytes_max:
                     return at
             end = line_end + length + 4
+            if buffer[end - 2 : end] != b"\r\n":  # not here yet, or something else
+                return at
             remaining -= 1
-        if end > size:
-            break
         found.append((command, buffer[at:end], slot_of(key)))
         at = end
         count_max -= 1
@@ -183,7 +185,8 @@ class RequestParser:
                 self.needed = cursor + 4 - at
                 break
             if buffer[cursor] != 36:
-                got = chr(buffer[cursor]) if 32 <= buffer[cursor] < 127 else f"\\x{buffer[cursor]:02x}"
+                byte = 32 if buffer[cursor] in b"\r\n" else buffer[cursor]  # as Redis shows line ends
+                got = chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}"
                 raise ProtocolError(f"Protocol error: expected '$', got '{got}'")
             end = self._line_end(buffer, cursor + 1, at, "too big bulk count string")
             if end < 0:
@@ -202,6 +205,10 @@ class RequestParser:
             if after > size:
                 self.needed = after - at
                 break
+            if buffer[after - 2 : after] != b"\r\n":
+                raise ProtocolError(
+                    "Protocol error: invalid CRLF in request"
+                )  # Valkey 9's text; others look away
             arguments.append(bytes(buffer[end + 2 : after - 2]))
             cursor = after
         else:

@@ -129,8 +129,12 @@ async def test_a_killed_primary(start_cluster: ClusterStarter) -> None:
 
 
 async def test_a_frozen_primary(start_cluster: ClusterStarter) -> None:
-    """A node that is silent but connected (SIGSTOP) holds nobody past the deadline, and hurts nobody else."""
-    async with start_cluster(primaries=3, replicas=0) as cluster, Steadyread().serving(cluster) as address:
+    """A node that is silent but connected (SIGSTOP) holds nobody past the deadline, and hurts nobody else.
+
+    The cluster must not notice by itself: it takes a failed primary back only after twice its node timeout.
+    """
+    frozen_unnoticed = start_cluster(primaries=3, replicas=0, node_timeout_ms=15_000)
+    async with frozen_unnoticed as cluster, Steadyread().serving(cluster) as address:
         async with connected(address) as warm:
             for number in range(CLIENTS):
                 await warm.call("SET", b"client:%d" % number, "0")

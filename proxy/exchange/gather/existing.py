@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import trio
 
 from proxy.exchange.exchange import Exchange
+from proxy.exchange.gather.batch import Batch
 from proxy.exchange.gather.fanout import ERROR
 from proxy.protocol.encode import command, frame
+from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
-from proxy.upstream.reply_slot import ConnectionLostError, Waiter
+from proxy.upstream.reply_slot import ConnectionLostError
 from routing.topology import Address
 
 TOGETHER_KEYS_MAX = 128  # keys of one EXISTS
@@ -63,14 +65,9 @@ async def existing(exchange: Exchange, found: Sequence[Candidates], type_name: b
 
 async def _of_type(exchange: Exchange, pieces: Sequence[Candidates], type_name: bytes) -> list[bytes]:
     wanted = b"+%b\r\n" % type_name.lower()
-    kept = []
-    for piece in pieces:
-        singles = [Candidates(piece.slot, piece.address, [key]) for key in piece.keys]
-        answers = await _ask_singles(exchange, singles, b"TYPE")
-        kept += [
-            one.keys[0] for one, answer in zip(singles, answers, strict=True) if answer.lower() == wanted
-        ]
-    return kept
+    singles = [Candidates(piece.slot, piece.address, [key]) for piece in pieces for key in piece.keys]
+    answers = await _ask_singles(exchange, singles, b"TYPE")
+    return [one.keys[0] for one, answer in zip(singles, answers, strict=True) if answer.lower() == wanted]
 
 
 async def _ask_singles(exchange: Exchange, singles: Sequence[Candidates], name: bytes) -> list[bytes]:
@@ -96,21 +93,23 @@ async def _ask_singles(exchange: Exchange, singles: Sequence[Candidates], name: 
 
 async def _ask_settled(exchange: Exchange, asked: Sequence[tuple[Candidates, bytes]]) -> list[bytes | None]:
     """The replies of the nodes that had the keys, pipelined; None for what must go by the routes."""
-    waiters: list[Waiter | None] = []
-    for one, raw in asked:
-        connection = None if one.address is None else exchange.routes.node(one.address, 2, Lane.READ)
-        waiter = None
-        if connection is not None:
-            waiter = Waiter(raw)
-            connection.queue(waiter)
-        waiters.append(waiter)
-    replies: list[bytes | None] = []
-    for waiter in waiters:
-        reply = None
-        if waiter is not None:
-            try:
-                reply = await waiter.wait_reply()
-            except ConnectionLostError:
-                reply = None  # asked again by the routes, which say what is wrong if it stays so
-        replies.append(None if reply is None or reply[0] == ERROR else reply)
+    indexes_at: dict[Address, list[int]] = {}
+    for index, (one, _) in enumerate(asked):
+        if one.address is not None:
+            indexes_at.setdefault(one.address, []).append(index)
+    replies: list[bytes | None] = [None] * len(asked)
+
+    async def ask(connection: NodeConnection, indexes: Sequence[int]) -> None:
+        try:
+            found = await Batch(connection, [asked[index][1] for index in indexes]).wait_replies()
+        except ConnectionLostError:
+            return  # asked again by the routes, which say what is wrong if it stays so
+        for index, reply in zip(indexes, found, strict=True):
+            replies[index] = None if reply[0] == ERROR else reply
+
+    async with trio.open_nursery() as nursery:
+        for address, indexes in indexes_at.items():
+            connection = exchange.routes.node(address, 2, Lane.READ)
+            if connection is not None:
+                nursery.start_soon(ask, connection, indexes)
     return replies

@@ -8,7 +8,7 @@ whatever moves.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -22,7 +22,6 @@ from proxy.exchange.gather.slots import (
     CHECKPOINT_KEYS,
     SlotLister,
     SlotTooLargeError,
-    UnsettledError,
 )
 from proxy.exchange.gather.testify import UnansweredError, testify
 from proxy.exchange.open_requests import OpenRequests
@@ -64,19 +63,29 @@ async def scan(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     cursor = ScanCursor.parse(arguments[1])
     if cursor is None:
         return INVALID_CURSOR
+
+    async def go_on(lister: SlotLister) -> bytes:
+        following, found = await _collect(lister, cursor, options, trio.current_time() + SCAN_SECONDS)
+        keys = await existing(lister.exchange, found, options.type_name)
+        return array([bulk(str(following)), array([bulk(key) for key in keys])])
+
+    return await _listing(requests, "SCAN", go_on)
+
+
+async def _listing(
+    requests: OpenRequests, name: str, work: Callable[[SlotLister], Awaitable[bytes]]
+) -> bytes:
+    """The reply of ``work`` within the request deadline, or the error that says what is in its way."""
     exchange = requests.exchange
-    now = trio.current_time()
-    lister = SlotLister(exchange, now + exchange.deadline_seconds)
+    lister = SlotLister(exchange, trio.current_time() + exchange.deadline_seconds)
     try:
-        cursor, found = await _collect(lister, cursor, options, now + SCAN_SECONDS)
-        keys = await existing(exchange, found, options.type_name)
-    except UnsettledError as unsettled:
-        return not_ready("SCAN", exchange.deadline_seconds, str(unsettled))
+        with trio.move_on_at(lister.deadline):
+            return await work(lister)
     except SlotTooLargeError as too_large:
-        return error(f"ERR SCAN: {too_large}")
+        return error(f"ERR {name}: {too_large}")
     except KeyFaultError as fault:
         return fault.reply
-    return array([bulk(str(cursor)), array([bulk(key) for key in keys])])
+    return not_ready(name, exchange.deadline_seconds, lister.reason or "there is too much to list")
 
 
 def _scan_options(arguments: Sequence[bytes]) -> ScanOptions | bytes:
@@ -95,7 +104,10 @@ def _scan_options(arguments: Sequence[bytes]) -> ScanOptions | bytes:
                 if count < 1:
                     return SYNTAX
             case b"MATCH":
-                pattern = None if value == b"*" else glob.parse(value)
+                try:
+                    pattern = None if value == b"*" else glob.parse(value)
+                except glob.PatternError as too_long:
+                    return error(str(too_long))
             case b"TYPE":
                 type_name = value
             case _:
@@ -130,7 +142,7 @@ async def _collect(
                         return cursor, found
                 if trio.current_time() >= until:
                     break
-    except (SlotTooLargeError, UnsettledError):
+    except SlotTooLargeError:
         if cursor == begin:
             raise  # else the client gets what there is, and the error when it goes on
     return cursor, found
@@ -151,29 +163,27 @@ async def keys(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     """KEYS pattern. Each primary's own KEYS counts for the slots that it had all keys of, by its testimony;
     the other slots are listed as SCAN does."""
     exchange = requests.exchange
-    deadline = trio.current_time() + exchange.deadline_seconds
-    gathered = _Gathered(exchange, command("KEYS", arguments[1]))
     try:
-        with trio.move_on_at(deadline):
-            async with trio.open_nursery() as nursery:
-                for address in primaries(exchange):
-                    nursery.start_soon(gathered.ask, address)
-        remaining = [slot for slot in range(SLOT_COUNT) if slot not in gathered.slots]
         pattern = glob.parse(arguments[1])
-        async with aclosing(SlotLister(exchange, deadline).walk(remaining)) as batches:
+    except glob.PatternError as too_long:
+        return error(str(too_long))
+
+    async def gather(lister: SlotLister) -> bytes:
+        gathered = _Gathered(exchange, command("KEYS", arguments[1]))
+        async with trio.open_nursery() as nursery:
+            for address in primaries(exchange):
+                nursery.start_soon(gathered.ask, address)
+        remaining = [slot for slot in range(SLOT_COUNT) if slot not in gathered.slots]
+        async with aclosing(lister.walk(remaining)) as batches:
             async for batch in batches:
                 candidates = [
                     Candidates(slot, slot_keys.address, await _matching(slot_keys.keys, pattern))
                     for slot, slot_keys in batch
                 ]
                 gathered.add([bulk(key) for key in await existing(exchange, candidates, None)])
-    except UnsettledError as unsettled:
-        return not_ready("KEYS", exchange.deadline_seconds, str(unsettled))
-    except SlotTooLargeError as too_large:
-        return error(f"ERR KEYS: {too_large}")
-    except KeyFaultError as fault:
-        return fault.reply
-    return TOO_MANY_KEYS if gathered.size_bytes > KEYS_BYTES_MAX else array(list(gathered.frames))
+        return TOO_MANY_KEYS if gathered.size_bytes > KEYS_BYTES_MAX else array(list(gathered.frames))
+
+    return await _listing(requests, "KEYS", gather)
 
 
 class _Gathered:
@@ -236,8 +246,8 @@ async def random_key(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     if (failure := first_error(answers)) is not None:
         return failure
     # A key on its way can have escaped all of them.
-    lister = SlotLister(exchange, trio.current_time() + exchange.deadline_seconds)
-    try:
+
+    async def find(lister: SlotLister) -> bytes:
         async with aclosing(lister.walk(range(SLOT_COUNT))) as batches:
             async for batch in batches:
                 candidates = [
@@ -245,13 +255,9 @@ async def random_key(requests: OpenRequests, arguments: list[bytes]) -> bytes:
                 ]
                 if found := await existing(exchange, candidates, None):
                     return bulk(random.choice(found))
-    except UnsettledError as unsettled:
-        return not_ready("RANDOMKEY", exchange.deadline_seconds, str(unsettled))
-    except SlotTooLargeError as too_large:
-        return error(f"ERR RANDOMKEY: {too_large}")
-    except KeyFaultError as fault:
-        return fault.reply
-    return null(requests.resp == 3)
+        return null(requests.resp == 3)
+
+    return await _listing(requests, "RANDOMKEY", find)
 
 
 async def database_size(requests: OpenRequests, arguments: list[bytes]) -> bytes:

@@ -33,5 +33,5 @@ async def gather_keyspace(requests: OpenRequests) -> list[bytes] | None:
             return None
         if not isinstance(body, bytes):
             return None
-        bodies.append(body.removeprefix(b"txt:"))
+        bodies.append(body)
     return bodies

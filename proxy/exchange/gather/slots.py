@@ -23,10 +23,6 @@ ASKED_SLOTS_GROWTH = 4
 CHECKPOINT_KEYS = 512  # keys handled between two yields to the event loop
 
 
-class UnsettledError(Exception):
-    """A slot's keys could not be listed in time. The message says which, and why."""
-
-
 class SlotTooLargeError(Exception):
     """A slot has more than SLOT_KEYS_MAX keys. The message is what the client should know."""
 
@@ -62,17 +58,21 @@ def _keys_in(reply: bytes) -> list[bytes]:
 
 
 class SlotLister:
-    """Lists slots for one command, until its deadline."""
+    """Lists slots for one command.
+
+    What cannot be settled is asked again until it can: the caller cancels at ``deadline``. ``reason`` says
+    what held it up.
+    """
 
     def __init__(self, exchange: Exchange, deadline: float) -> None:
         self.exchange = exchange
         self.deadline = deadline
-        self._reason = ""
+        self.reason = ""
 
     async def walk(self, slots: Iterable[int]) -> AsyncGenerator[list[tuple[int, SlotKeys]], None]:
         """The slots in the given order, each with all its keys, in batches; a large slot comes by itself.
 
-        Raises UnsettledError and SlotTooLargeError, the latter when the slot's turn comes.
+        Raises SlotTooLargeError when the slot's turn comes.
         """
         remaining = iter(slots)
         size = ASKED_SLOTS_FIRST
@@ -96,7 +96,7 @@ class SlotLister:
             size = max(1, min(fitting, size * ASKED_SLOTS_GROWTH, ASKED_SLOTS_MAX))
 
     async def whole(self, slot: int) -> SlotKeys:
-        """All keys of one slot. Raises UnsettledError and SlotTooLargeError."""
+        """All keys of one slot. Raises SlotTooLargeError."""
         slot_keys = (await self.several([slot], SLOT_KEYS_MAX + 1))[slot]
         if slot_keys.is_cut:
             raise SlotTooLargeError(
@@ -106,7 +106,7 @@ class SlotLister:
         return slot_keys
 
     async def several(self, slots: Sequence[int], limit: int) -> dict[int, SlotKeys]:
-        """The keys of each slot, of each node at most ``limit``. Raises UnsettledError."""
+        """The keys of each slot, of each node at most ``limit``."""
         found: dict[int, SlotKeys] = {}
         pending = list(slots)
         attempt = 0
@@ -117,20 +117,13 @@ class SlotLister:
                 if primary is not None:
                     by_owner.setdefault(primary.address, []).append(slot)
                 else:
-                    self._reason = "no node serves the slot"
-            with trio.move_on_at(self.deadline):
-                if len(by_owner) == 1:
-                    ((address, asked),) = by_owner.items()
-                    await self._ask_owner(address, asked, limit, found)
-                else:
-                    async with trio.open_nursery() as nursery:
-                        for address, asked in by_owner.items():
-                            nursery.start_soon(self._ask_owner, address, asked, limit, found)
+                    self.reason = f"no node serves slot {slot}"
+            async with trio.open_nursery() as nursery:
+                for address, asked in by_owner.items():
+                    nursery.start_soon(self._ask_owner, address, asked, limit, found)
             pending = [slot for slot in pending if slot not in found]
             if not pending:
                 return found
-            if trio.current_time() >= self.deadline:
-                raise UnsettledError(f"slot {pending[0]}: {self._reason or 'no reply came in time'}")
             self.exchange.topology.refresh_soon()
             await self.exchange.pause(attempt, self.deadline)
             attempt += 1
@@ -151,7 +144,7 @@ class SlotLister:
             elif (target_id := source.target_of(slot)) is not None:
                 leaving.setdefault(target_id, []).append(slot)
             else:
-                self._reason = f"{address} does not own it"
+                self.reason = f"{address} does not own slot {slot} all the time"
         for target_id, moving in leaving.items():
             await self._ask_target(address, source, target_id, moving, listings, limit, found)
 
@@ -170,7 +163,7 @@ class SlotLister:
             (node.address for node in self.exchange.topology.view.nodes() if node.id == target_id), None
         )
         if address is None:
-            self._reason = f"{source_address} says that it is leaving for {target_id}, an unknown node"
+            self.reason = f"{source_address} is giving slot {slots[0]} to {target_id}, an unknown node"
             return
         answer = await self._ask(address, slots, limit)
         if answer is None:
@@ -188,7 +181,7 @@ class SlotLister:
                 case Verdict.BOTH_IF_UNCHANGED:
                     split.append(slot)
                 case Verdict.UNKNOWN:
-                    self._reason = f"{address} took it over, and it is leaving again"
+                    self.reason = f"slot {slot} came to {address} just now"
         if not split:
             return
         again = await self._ask(source_address, (), limit)
@@ -199,7 +192,7 @@ class SlotLister:
                 is_cut = len(listings[slot]) >= limit or len(arrived[slot]) >= limit
                 found[slot] = SlotKeys(list(dict.fromkeys(listings[slot] + arrived[slot])), is_cut, None)
             else:
-                self._reason = f"{source_address} gave it up meanwhile"
+                self.reason = f"slot {slot} left {source_address} just now"
 
     async def _ask(
         self, address: Address, slots: Sequence[int], limit: int
@@ -218,5 +211,5 @@ class SlotLister:
                     await trio.lowlevel.checkpoint()
             return testimony, listings
         except (UnansweredError, ReplyError) as unanswered:
-            self._reason = str(unanswered)
+            self.reason = str(unanswered)
             return None

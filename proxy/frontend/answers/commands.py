@@ -61,9 +61,10 @@ def list_(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
         return texts.SYNTAX
     match args[3].lower():
         case b"pattern":
-            if len(args[4]) > glob.PATTERN_BYTES_MAX:
-                return texts.error(b"a pattern has at most %d bytes" % glob.PATTERN_BYTES_MAX)
-            pattern = glob.parse(args[4], ignore_case=True)
+            try:
+                pattern = glob.parse(args[4], ignore_case=True)
+            except glob.PatternError as too_long:
+                return encode.error(str(too_long))
             names = [_name(one) for parent in SERVED for one in (parent, *parent.subcommands.values())]
             return encode.array([encode.bulk(name) for name in names if glob.matches(pattern, name)])
         case b"aclcat" | b"module":

@@ -11,8 +11,8 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -144,7 +144,7 @@ async def _alternate(cluster: Cluster, load: LoadProcess, kind: MoveKind, option
 class LoadProcess:
     """`workload` in a process of its own, so that its work is not the campaign's."""
 
-    def __init__(self, process: trio.Process, answers: AsyncIterator[bytes]) -> None:
+    def __init__(self, process: trio.Process, answers: AsyncGenerator[bytes, None]) -> None:
         self._process = process
         self._answers = answers
         self.ready: dict[str, Any] = {}  # what it found before the load began
@@ -166,9 +166,10 @@ class LoadProcess:
         )
         try:
             assert process.stdout is not None
-            load = cls(process, lines_of(process.stdout))
-            load.ready = await load._answer()
-            yield load
+            async with aclosing(lines_of(process.stdout)) as answers:
+                load = cls(process, answers)
+                load.ready = await load._answer()
+                yield load
         finally:
             process.kill()
             with trio.CancelScope(shield=True):  # SIGKILL needs milliseconds
@@ -193,7 +194,10 @@ class LoadProcess:
             raise CampaignError("the load's process is gone; its last words are above") from gone
 
     async def _answer(self) -> dict[str, Any]:
-        async for line in self._answers:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        raise CampaignError("the load's process ended before its time; its last words are above")
+        try:
+            answer: dict[str, Any] = json.loads(await anext(self._answers))
+        except StopAsyncIteration:
+            raise CampaignError(
+                "the load's process ended before its time; its last words are above"
+            ) from None
+        return answer

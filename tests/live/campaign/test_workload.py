@@ -220,7 +220,6 @@ def silent(command: Command, reply: bytes) -> bytes | None:
         pytest.param(every(5, nil), FaultKind.NIL, id="nil"),
         pytest.param(every(3, nil_in_mget), FaultKind.NIL, id="nil-in-mget"),
         pytest.param(every(3, nothing), FaultKind.NIL, id="empty-zero-none"),
-        pytest.param(every(5, Swapped()), FaultKind.WRONG, id="swapped-replies"),
         pytest.param(every(5, refusing(b"MOVED 0 127.0.0.1:7000")), FaultKind.LEAKED, id="moved"),
         pytest.param(every(5, refusing(b"TRYAGAIN Multiple keys request")), FaultKind.LEAKED, id="tryagain"),
         pytest.param(every(5, refusing(b"ERR upstream failure")), FaultKind.ERROR, id="error"),
@@ -233,6 +232,14 @@ async def test_each_planted_fault_is_counted_once_under_its_name(
     faults, proxy, result = await seen(tmp_path, spoil)
     assert proxy.planted > 0
     assert faults == {kind.value: proxy.planted}, result["examples"]
+
+
+async def test_swapped_replies_are_counted_each(tmp_path: Path) -> None:
+    """As wrong; or as stale where the two that were swapped are values of one key."""
+    faults, proxy, result = await seen(tmp_path, every(5, Swapped()))
+    assert sum(faults.values()) == proxy.planted, result["examples"]
+    assert faults["wrong"] > faults.get("stale", 0)
+    assert set(faults) <= {"wrong", "stale"}
 
 
 async def test_a_stale_value_is_counted_as_stale(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import random
 import sys
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -422,7 +422,7 @@ async def main(options: LoadOptions) -> None:
     say(load.result())
 
 
-async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
     buffered = b""
     async with stream:
         async for data in stream:

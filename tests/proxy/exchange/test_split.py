@@ -148,3 +148,21 @@ async def test_mset_of_one_key_twice_keeps_the_last_value_key_by_key(world: Worl
     world.nodes[0].reply(OK)
     await world.settle()
     assert client.values() == [b"OK"]
+
+
+async def test_a_part_that_ran_overtakes_though_the_whole_is_not_answered(world: World) -> None:
+    """SET a is turned away, the part of MSET on a runs, its other part is turned away too: SET a must not run now."""
+    a, b, _ = three(world)
+    client = world.client()
+    client.send(command("SET", a, "1") + command("MSET", a, "2", b, "2"))
+    world.nodes[0].take()
+    world.nodes[0].reply(b"-LOADING Redis is loading the dataset in memory\r\n", OK)
+    world.nodes[1].reply(b"-TRYAGAIN\r\n")
+    await world.settle()
+    assert world.nodes[0].take() == []
+    assert world.nodes[1].take() == [[b"MSET", b, b"2"]]
+    world.nodes[1].reply(OK)
+    await world.settle()
+    values = client.values()
+    assert str(values[0]).startswith("NOTREADY SET did not run")
+    assert values[1] == b"OK"

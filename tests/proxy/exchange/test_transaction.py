@@ -63,6 +63,23 @@ async def test_a_block_turned_away_when_queued_goes_again_whole(world: World, as
     assert names == [b"ASKING"] * asked + [b"MULTI", b"SET", b"GET", b"EXEC"]
 
 
+async def test_a_block_that_had_to_wait_follows_ask(autojump_clock: MockClock, world: World) -> None:
+    key = keys_of(world, 0)[0]
+    client = world.client()
+    client.send(block(command("SET", key, "1")))
+    for refusal in [b"-TRYAGAIN\r\n", b"-TRYAGAIN\r\n", ask(world, key, 1)]:
+        assert len(world.nodes[0].take()) == 3
+        world.nodes[0].reply(OK, refusal, b"-EXECABORT Transaction discarded because of previous errors.\r\n")
+        await world.settle()
+        if refusal.startswith(b"-TRYAGAIN"):
+            await trio.sleep(0.2)
+            await world.settle()
+    assert [words[0] for words in world.nodes[1].take()] == [b"ASKING", b"MULTI", b"SET", b"EXEC"]
+    world.nodes[1].reply(OK, OK, QUEUED, b"*1\r\n+OK\r\n")
+    await world.settle()
+    assert client.values()[-1] == [b"OK"]
+
+
 async def test_a_block_that_was_sent_is_never_repeated(world: World) -> None:
     key = keys_of(world, 0)[0]
     client = world.client()

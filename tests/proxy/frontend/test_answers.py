@@ -627,7 +627,7 @@ class TestBounds:
         assert said(client, f"COMMAND LIST FILTERBY PATTERN {star}") == []
         assert (
             ask(client, f"COMMAND LIST FILTERBY PATTERN {star}b")
-            == b"-ERR a pattern has at most 1024 bytes\r\n"
+            == b"-ERR the pattern has 1025 bytes; at most 1024 are matched\r\n"
         )
 
     def test_a_repeated_filter_counts_once(self, server: PlainServer) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from proxy.frontend.client import HELD_BYTES_MAX
 from proxy.protocol.requests import RequestParser
@@ -263,7 +265,6 @@ async def test_resp3_clients_get_connections_of_their_own_version(world: World) 
 @given(st.data())
 def test_any_interleaving_of_nodes_and_cuts_keeps_every_clients_order(data: st.DataObject) -> None:
     """Promise 6: two clients, three nodes, requests in random pieces, nodes that answer when they like."""
-    import trio
 
     async def run() -> None:
         async with world_of(3) as world:
@@ -306,7 +307,17 @@ def test_any_interleaving_of_nodes_and_cuts_keeps_every_clients_order(data: st.D
                     break
             assert [client.values() for client in clients] == sent
 
-    trio.run(run)
+    trio.run(run, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("word", [b"POST / HTTP/1.1\r\n", b"Host: x\r\n"])
+async def test_http_ends_the_connection_before_its_body_is_looked_at(world: World, word: bytes) -> None:
+    """As Redis: a browser that is led to the port must not send commands."""
+    client = world.client()
+    client.send(word + b"\r\n" + command("SET", "k", "v"))
+    assert client.transport.is_closed
+    assert client.replies() == []
+    assert [node.take() for node in world.nodes] == [[], [], []]
 
 
 async def test_a_blocked_client_that_is_paused_and_leaves_is_let_go(world: World) -> None:

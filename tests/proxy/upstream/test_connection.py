@@ -301,3 +301,13 @@ def test_a_large_reply_of_many_parts_costs_linear_time(pair: Pair, monkeypatch: 
         pair.turns()
     assert slot.reply == reply
     assert joined < 3 * len(reply)
+
+
+def test_what_is_queued_on_a_closed_connection_is_lost_at_once(pair: Pair) -> None:
+    """Else nobody would ever answer it."""
+    pair.connection.close("gone")
+    slots = [RecordingSlot(b"a"), RecordingSlot(b"b"), RecordingSlot(b"c")]
+    pair.connection.queue(slots[0])
+    pair.connection.queue_all(slots[1:])
+    assert [slot.lost for slot in slots] == [False, False, False]
+    assert not pair.connection.owed

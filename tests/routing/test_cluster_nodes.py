@@ -1,0 +1,217 @@
+"""CLUSTER NODES as five engines were seen to write it, with open slots, host names and failing nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from routing.cluster_nodes import (
+    AtomicMigration,
+    ReportError,
+    parse_atomic_migrations,
+    parse_info,
+    parse_nodes,
+)
+from routing.topology import Address, Role
+
+A, B, C, D = "a" * 40, "b" * 40, "c" * 40, "d" * 40
+ASKED = Address("asked", 1)
+
+# Captured, with the ids shortened to letters. Slot 5 was opened between a and b.
+CAPTURED = {
+    "redis-6.2": """\
+{B} 127.0.0.1:18526@28526 master - 0 1795340283502 2 connected 8192-16383
+{C} 127.0.0.1:14265@24265 slave {A} 0 1795340282564 1 connected
+{D} 127.0.0.1:13042@23042 slave {B} 0 1795340281783 2 connected
+{A} 127.0.0.1:13738@23738 myself,master - 0 1795340281000 1 connected 0-8191 [5->-{B}]
+""",
+    "redis-7.0": """\
+{C} 127.0.0.1:14265@24265 slave {A} 0 1795340284935 1 connected
+{B} 127.0.0.1:18526@28526 master - 0 1795340285892 2 connected 8192-16383
+{D} 127.0.0.1:13042@23042 slave {B} 0 1795340284169 2 connected
+{A} 127.0.0.1:13738@23738,a.example myself,master - 0 1795340284000 1 connected 0-8191 [5->-{B}]
+""",
+    "redis-8.0": """\
+{C} 127.0.0.1:14265@24265 slave {A} 0 1795340288615 1 connected
+{B} 127.0.0.1:18526@28526 master - 0 1795340289564 2 connected 8192-16383
+{A} 127.0.0.1:13738@23738,a.example myself,master - 0 0 1 connected 0-8191 [5->-{B}]
+{D} 127.0.0.1:13042@23042 slave {B} 0 1795340289619 2 connected
+""",
+    "valkey-8.1": """\
+{B} 127.0.0.1:18526@28526 master - 0 1795340293000 2 connected 8192-16383
+{C} 127.0.0.1:14265@24265 slave {A} 0 1795340292274 1 connected
+{D} 127.0.0.1:13042@23042 slave {B} 0 1795340293280 2 connected
+{A} 127.0.0.1:13738@23738,a.example myself,master - 0 0 1 connected 0-8191 [5->-{B}]
+""",
+    "valkey-9.1": """\
+{D} 127.0.0.1:13042@23042 slave {B} 0 1795340294821 2 connected
+{C} 127.0.0.1:14265@24265 slave {A} 0 1795340295830 1 connected
+{B} 127.0.0.1:18526@28526 master - 0 1795340294404 2 connected 8192-16383
+{A} 127.0.0.1:13738@23738,a.example myself,master - 0 0 1 connected 0-8191 [5->-{B}]
+""",
+}
+
+
+def filled(text: str) -> str:
+    return text.format(A=A, B=B, C=C, D=D)
+
+
+@pytest.mark.parametrize("engine", list(CAPTURED))
+def test_what_each_engine_writes(engine: str) -> None:
+    myself, others = parse_nodes(filled(CAPTURED[engine]), ASKED)
+    assert myself.node.id == A
+    assert myself.node.address == Address("127.0.0.1", 13738)
+    assert myself.node.role is Role.PRIMARY
+    assert myself.node.config_epoch == 1
+    assert myself.node.hostname == ("" if engine == "redis-6.2" else "a.example")
+    assert myself.slot_ranges == ((0, 8191),)
+    assert myself.migrating == ((5, B),)
+    assert myself.importing == ()
+    lines = {line.node.id: line for line in others}
+    assert set(lines) == {B, C, D}
+    assert lines[B].slot_ranges == ((8192, 16383),)
+    assert [(lines[id_].node.role, lines[id_].node.primary_id) for id_ in (C, D)] == [
+        (Role.REPLICA, A),
+        (Role.REPLICA, B),
+    ]
+    assert all(line.node.is_linked and not line.node.is_failing for line in others)
+
+
+def one(line: str) -> str:
+    return filled(line + "\n{B} 10.0.0.2:7000@17000 myself,master - 0 0 2 connected")
+
+
+def test_the_importing_side() -> None:
+    """As Valkey 9.1 and Redis 6.2 wrote it of themselves."""
+    myself, _ = parse_nodes(
+        filled("{B} 127.0.0.1:1@2 myself,master - 0 0 2 connected 8192-16383 [5-<-{A}]"), ASKED
+    )
+    assert myself.importing == ((5, A),)
+    assert myself.migrating == ()
+
+
+def test_a_dead_replica_as_valkey_9_1_wrote_it() -> None:
+    _, others = parse_nodes(
+        one("{D} 127.0.0.1:19850@29850 slave,fail {B} 1795340297333 1795340294821 2 disconnected"), ASKED
+    )
+    assert others[0].node.is_failing
+    assert not others[0].node.is_linked
+    assert others[0].node.role is Role.REPLICA
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address", "hostname"),
+    [
+        ("10.0.0.1:7000@17000", Address("10.0.0.1", 7000), ""),
+        ("10.0.0.1:7000", Address("10.0.0.1", 7000), ""),
+        ("10.0.0.1:7000@17000,", Address("10.0.0.1", 7000), ""),
+        ("10.0.0.1:7000@17000,node.example", Address("10.0.0.1", 7000), "node.example"),
+        ("10.0.0.1:7000@17000,node.example,shard-id=abc", Address("10.0.0.1", 7000), "node.example"),
+        ("10.0.0.1:7000@17000,,tls-port=0,shard-id=abc", Address("10.0.0.1", 7000), ""),
+        ("10.0.0.1:7000@17000,shard-id=abc", Address("10.0.0.1", 7000), ""),
+        ("::1:7000@17000", Address("::1", 7000), ""),
+        ("fe80::1:2:7000@17000,six.example", Address("fe80::1:2", 7000), "six.example"),
+    ],
+)
+def test_addresses(endpoint: str, address: Address, hostname: str) -> None:
+    _, others = parse_nodes(one("{A} " + endpoint + " master - 0 0 1 connected"), ASKED)
+    assert others[0].node.address == address
+    assert others[0].node.hostname == hostname
+
+
+def test_a_node_that_does_not_know_its_own_address_has_the_one_it_was_asked_at() -> None:
+    myself, _ = parse_nodes(filled("{A} :7000@17000 myself,master - 0 0 0 connected"), ASKED)
+    assert myself.node.address == Address("asked", 7000)
+
+
+@pytest.mark.parametrize("flags", ["noaddr,master", "handshake", "master,noaddr,fail"])
+def test_who_cannot_be_reached_yet_is_left_out(flags: str) -> None:
+    _, others = parse_nodes(one("{A} 10.0.0.1:7000@17000 " + flags + " - 0 0 1 connected 0-5"), ASKED)
+    assert others == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "failing"), [("master,fail", True), ("master,fail?", True), ("master,nofailover", False)]
+)
+def test_failing_flags(flags: str, failing: bool) -> None:
+    _, others = parse_nodes(one("{A} 10.0.0.1:7000@17000 " + flags + " - 0 0 1 connected"), ASKED)
+    assert others[0].node.is_failing is failing
+
+
+def test_single_slots_and_several_open_ones() -> None:
+    myself, _ = parse_nodes(
+        filled("{A} h:1@2 myself,master - 0 0 1 connected 0 2-3 7 [0->-{B}] [2->-{C}] [9-<-{D}]"), ASKED
+    )
+    assert myself.slot_ranges == ((0, 0), (2, 3), (7, 7))
+    assert myself.migrating == ((0, B), (2, C))
+    assert myself.importing == ((9, D),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{A} 10.0.0.1:7000@17000 master - 0 0 1 connected 0-5",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 1",
+        "{A} 10.0.0.1 myself,master - 0 0 1 connected",
+        "{A} 10.0.0.1:99999@1 myself,master - 0 0 1 connected",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 x connected",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 5-16384",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 7-5",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 1 connected x",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 1 connected [5]",
+        "{A} 10.0.0.1:7000@17000 myself,master - 0 0 1 connected [16384->-{B}]",
+    ],
+)
+def test_what_is_not_as_documented_is_an_error(text: str) -> None:
+    with pytest.raises(ReportError):
+        parse_nodes(filled(text), ASKED)
+
+
+def test_info_lines() -> None:
+    text = "# Server\r\nredis_version:7.0.15\r\nexecutable:/a:b\r\n\r\ncluster_state:ok\r\n"
+    assert parse_info(text) == {"redis_version": "7.0.15", "executable": "/a:b", "cluster_state": "ok"}
+
+
+JOB = {
+    "name": "job",
+    "operation": "EXPORT",
+    "slot_ranges": "5 10-12",
+    "target_node": B,
+    "source_node": A,
+    "state": "replicating",
+    "message": "",
+}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_running_jobs_of_atomic_migration(flat: bool) -> None:
+    def told(job: dict[str, str]) -> object:
+        words = {key.encode(): value.encode() for key, value in job.items()}
+        return [word for pair in words.items() for word in pair] if flat else words
+
+    jobs = [
+        told(JOB),
+        *[told({**JOB, "state": state}) for state in ("success", "failed", "canceled", "cancelled")],
+    ]
+    assert parse_atomic_migrations(jobs) == (AtomicMigration("job", ((5, 5), (10, 12)), A, B, "replicating"),)
+
+
+@pytest.mark.parametrize("lacking", ["name", "slot_ranges", "target_node", "source_node", "state"])
+def test_a_job_that_lacks_something_is_an_error(lacking: str) -> None:
+    with pytest.raises(ReportError):
+        parse_atomic_migrations([{key: value for key, value in JOB.items() if key != lacking}])
+
+
+@pytest.mark.parametrize("slots", ["16384", "5-16384", "7-5", "x"])
+def test_a_job_whose_slots_are_none_is_an_error(slots: str) -> None:
+    with pytest.raises(ReportError):
+        parse_atomic_migrations([{**JOB, "slot_ranges": slots}])
+
+
+@pytest.mark.parametrize("jobs", [None, 3, [3], [[b"name"]], [None], [{b"state": b"done"}]])
+def test_jobs_of_another_shape_are_a_report_error(jobs: Any) -> None:
+    """Promise 8: discovery takes it for a node that does not answer, and goes on."""
+    with pytest.raises(ReportError):
+        parse_atomic_migrations(jobs)

@@ -1,0 +1,193 @@
+"""Whom discovery believes: a slot goes to the newest claim of a witness, and never back on hearsay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.cluster_nodes import AtomicMigration, NodeLine, Report
+from routing.discovery import Known, merge, with_moved
+from routing.slot import SLOT_COUNT
+from routing.topology import EMPTY_VIEW, UNOWNED, Address, Migration, MigrationKind, Node, Role, TopologyView
+
+NOTHING = Known(EMPTY_VIEW, (0,) * SLOT_COUNT)
+
+
+def node(name: str, epoch: int = 1, **kwargs: object) -> Node:
+    return Node(name, Address(name, 7000), Role.PRIMARY, config_epoch=epoch, **kwargs)  # type: ignore[arg-type]
+
+
+def replica(name: str, of: str) -> NodeLine:
+    return NodeLine(Node(name, Address(name, 7000), Role.REPLICA, of))
+
+
+def line(name: str, low: int, high: int, epoch: int = 1, **kwargs: object) -> NodeLine:
+    return NodeLine(node(name, epoch, **kwargs), ((low, high),) if high >= low else ())
+
+
+def report(
+    myself: NodeLine, *others: NodeLine, epoch: int = 1, jobs: Sequence[AtomicMigration] = ()
+) -> Report:
+    return Report(myself, others, epoch, True, tuple(jobs))
+
+
+def owner(view: TopologyView, slot: int) -> str | None:
+    primary = view.primary_of(slot)
+    return None if primary is None else primary.id
+
+
+A, B = line("a", 0, 99, 1), line("b", 100, SLOT_COUNT - 1, 2)
+
+
+def test_a_view_of_all() -> None:
+    known = merge([report(A, B, replica("r", "a")), report(B, A, replica("r", "a"))], NOTHING, {})
+    view = known.view
+    assert [(shard.primary.id, [node.id for node in shard.replicas]) for shard in view.shards] == [
+        ("a", ["r"]),
+        ("b", []),
+    ]
+    assert [owner(view, slot) for slot in (0, 99, 100, SLOT_COUNT - 1)] == ["a", "a", "b", "b"]
+    assert (view.revision, view.unowned_count) == (1, 0)
+    assert [known.claim_epochs[slot] for slot in (0, 100)] == [1, 2]
+
+
+def test_the_same_news_gives_the_same_view() -> None:
+    reports = [report(A, B), report(B, A)]
+    known = merge(reports, NOTHING, {})
+    assert merge(reports, known, {}).view is known.view
+    assert merge(reports[::-1], known, {}).view is known.view
+    assert merge([], known, {}) is known
+
+
+def test_of_two_claims_the_higher_epoch_wins_in_either_order() -> None:
+    """The old owner has not heard yet that the slot was taken over."""
+    old, new = line("a", 0, 99, 1), line("b", 50, 99, 3)
+    for reports in ([report(old, new), report(new, old)], [report(new, old), report(old, new)]):
+        view = merge(reports, NOTHING, {}).view
+        assert (owner(view, 49), owner(view, 50)) == ("a", "b")
+
+
+def test_a_node_is_the_only_witness_of_its_own_claims() -> None:
+    """B still tells of a's former slots; a itself says less, and is believed."""
+    view = merge([report(line("a", 0, 49, 1), B), report(B, line("a", 0, 99, 1))], NOTHING, {}).view
+    assert (owner(view, 49), owner(view, 50)) == ("a", None)
+    assert view.unowned_count == 50
+
+
+def test_of_a_silent_node_the_newest_hearsay_counts() -> None:
+    told = [report(B, line("a", 0, 10, 1)), report(line("c", 1, 0, 3), line("a", 0, 20, 5), B)]
+    for reports in (told, told[::-1]):
+        view = merge(reports, NOTHING, {}).view
+        assert (owner(view, 20), owner(view, 21)) == ("a", None)
+
+
+def test_a_slot_does_not_go_back_on_stale_hearsay() -> None:
+    """B took the slot over and then fell silent; c still tells of a's older claim, and a does not answer either."""
+    taken = line("b", 0, SLOT_COUNT - 1, 7)
+    known = merge([report(taken, line("a", 1, 0, 1), line("c", 1, 0, 3))], NOTHING, {})
+    stale = report(line("c", 1, 0, 3), line("a", 0, 99, 1), line("b", 100, SLOT_COUNT - 1, 2))
+    again = merge([stale], known, {})
+    assert (owner(again.view, 0), owner(again.view, 100)) == ("b", "b")
+    assert again.claim_epochs[0] == 7
+    # When it goes on, nothing wears off.
+    assert owner(merge([stale], again, {}).view, 0) == "b"
+    # A newer claim than b's does replace it: its replica was promoted.
+    promoted = report(line("c", 0, SLOT_COUNT - 1, 8), line("b", 100, SLOT_COUNT - 1, 2))
+    assert owner(merge([promoted], again, {}).view, 0) == "c"
+
+
+def test_an_owner_that_answers_can_give_a_slot_away_to_a_lower_epoch() -> None:
+    """What it says of itself counts, so a slot that it does not claim any more is the other claimant's."""
+    known = merge([report(line("b", 0, 99, 7), line("a", 1, 0, 1))], NOTHING, {})
+    view = merge([report(line("b", 50, 99, 7), line("a", 0, 49, 1))], known, {}).view
+    assert owner(view, 0) == "a"
+
+
+def test_a_move_that_was_adopted_during_the_round_is_kept() -> None:
+    reports = [report(A, B), report(B, A)]
+    known = merge(reports, NOTHING, {})
+    moved = with_moved(known.view, 5, Address("b", 7000))
+    again = merge(reports, Known(moved, known.claim_epochs), {5: Address("b", 7000)})
+    assert owner(again.view, 5) == "b"
+    assert again.view is moved
+    # The next round asks anew: what both say then is true.
+    assert owner(merge(reports, again, {}).view, 5) == "a"
+
+
+def test_an_adopted_move_is_not_undone_by_hearsay_of_the_same_age() -> None:
+    """A said MOVED to b; now neither answers, and c has not heard of it."""
+    known = merge([report(A, B), report(B, A)], NOTHING, {})
+    moved = with_moved(known.view, 5, Address("b", 7000))
+    heard = report(line("c", 1, 0, 3), A, B)
+    again = merge([heard], Known(moved, known.claim_epochs), {})
+    assert (owner(again.view, 5), owner(again.view, 6)) == ("b", "a")
+
+
+def test_open_slots_are_migrations_seen_from_either_side() -> None:
+    a = replace(A, migrating=((5, "b"), (6, "b")))
+    b = replace(B, importing=((6, "a"), (7, "a")))
+    expected = (Migration((5, 6, 7), "a", "b", MigrationKind.STEPWISE),)
+    assert merge([report(a, b), report(b, a)], NOTHING, {}).view.migrations == expected
+    done = replace(line("b", 5, SLOT_COUNT - 1, 9), importing=((5, "a"), (6, "a"), (7, "a")))
+    assert merge([report(a, done), report(done, a)], NOTHING, {}).view.migrations == ()
+
+
+def test_a_job_of_atomic_migration_is_told_by_both_sides_once() -> None:
+    job = AtomicMigration("job", ((5, 7),), "a", "b", "replicating")
+    view = merge([report(A, B, jobs=[job]), report(B, A, jobs=[job])], NOTHING, {}).view
+    assert view.migrations == (Migration((5, 6, 7), "a", "b", MigrationKind.ATOMIC),)
+
+
+def test_a_failing_node_is_shown_until_it_answers() -> None:
+    failing = line("a", 0, 99, 1, is_failing=True)
+    view = merge([report(B, failing)], NOTHING, {}).view
+    assert next(view.nodes()).is_failing
+    view = merge([report(B, failing), report(A, B)], NOTHING, {}).view
+    assert not next(view.nodes()).is_failing
+
+
+def test_moved_to_the_known_owner_is_no_news() -> None:
+    view = merge([report(A, B)], NOTHING, {}).view
+    assert with_moved(view, 5, Address("a", 7000)) is view
+
+
+def test_moved_to_another_owner_ends_the_slots_migration() -> None:
+    a = replace(A, migrating=((5, "b"), (6, "b")))
+    view = merge([report(a, B)], NOTHING, {}).view
+    moved = with_moved(view, 5, Address("b", 7000))
+    assert (owner(moved, 5), owner(moved, 6)) == ("b", "a")
+    assert moved.migrations == (Migration((6,), "a", "b", MigrationKind.STEPWISE),)
+    assert moved.revision == view.revision + 1
+
+
+@pytest.mark.parametrize("name", ["r", "stranger"])
+def test_moved_to_who_was_no_primary_is_a_shard_of_its_own(name: str) -> None:
+    view = merge([report(A, B, replica("r", "a"))], NOTHING, {}).view
+    moved = with_moved(view, 5, Address(name, 7000))
+    primary = moved.primary_of(5)
+    assert primary is not None
+    assert primary.address == Address(name, 7000)
+    assert primary.role is Role.PRIMARY
+    assert with_moved(moved, 5, Address(name, 7000)) is moved
+
+
+CLAIM = st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, 9), st.integers(1, 9))
+
+
+@given(st.lists(CLAIM, min_size=1, max_size=3, unique_by=lambda claim: claim[0]), st.randoms())
+def test_of_witnesses_the_order_does_not_matter_and_the_newest_claim_wins(
+    claims: list[tuple[str, int, int, int]], random: object
+) -> None:
+    lines = [line(name, low, high, epoch) for name, low, high, epoch in claims]
+    reports = [report(mine, *[other for other in lines if other is not mine]) for mine in lines]
+    known = merge(reports, NOTHING, {})
+    random.shuffle(reports)  # type: ignore[attr-defined]
+    assert merge(reports, NOTHING, {}) == known
+    for slot in range(10):
+        claiming = [(epoch, name) for name, low, high, epoch in claims if low <= slot <= high]
+        assert owner(known.view, slot) == (max(claiming)[1] if claiming else None)
+    assert known.view.shard_of_slot[10:] == (UNOWNED,) * (SLOT_COUNT - 10)
