@@ -20,6 +20,7 @@ from proxy.upstream.connection import NodeConnection, PushHandler
 from routing.topology import Address
 
 CONNECTION_NAME = "steadyread"
+KEEPALIVE_SECONDS = 30  # a node whose machine vanished is noticed within a minute, by who waits in BLPOP too
 
 
 class ConnectError(Exception):
@@ -80,6 +81,9 @@ class Dialer:
             try:
                 sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
                 sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+                sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 3)
+                sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_KEEPCNT, 3)
                 await sock.connect(target)
             except OSError as error:
                 sock.close()
