@@ -170,6 +170,16 @@ class OpenRequests(Requester):
         if self._work_scope is not None:
             self._work_scope.cancel()
 
+    def hold_for(self, slot: RequestSlot) -> bool:
+        """Hold the client until ``slot`` is answered; False when it is not all that the client has in flight."""
+        if any(other.reply is None and other is not slot for other in self.slots):
+            return False
+        if not self._retrying:
+            self._retrying_since = trio.current_time()
+        if slot not in self._retrying:
+            self._retrying.append(slot)
+        return True
+
     def in_flight(self) -> bool:
         """Whether any request is unanswered."""
         return any(slot.reply is None for slot in self.slots)

@@ -15,13 +15,17 @@ import trio
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import ran_in_part
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
+from proxy.exchange.routes import IN_FLUX
 from proxy.protocol.encode import OK, array, frame, integer
 from proxy.protocol.replies import elements
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
 from routing.command import Command
-from routing.redirect import needs_attention
+from routing.redirect import Ask, Moved, Redirect, Wait, needs_attention
 from routing.slot import slot_of
+
+SENDINGS_MAX = 6  # of one part; after that a task waits in between
 
 Merge = Callable[[Sequence["Part"], int], bytes]
 
@@ -37,7 +41,7 @@ class SplitRule:
 class Part(Slot):
     """The command on some keys of one slot. ``indexes`` are the keys' places in the client's request."""
 
-    __slots__ = ("hash_slot", "indexes", "parent", "raw", "reply", "requester", "words")
+    __slots__ = ("hash_slot", "indexes", "parent", "raw", "reply", "requester", "sendings", "words")
 
     def __init__(self, parent: SplitSlot, name: bytes, hash_slot: int) -> None:
         self.parent = parent
@@ -47,13 +51,16 @@ class Part(Slot):
         self.words: list[bytes] = [name]
         self.raw = b""
         self.reply: bytes | None = None
+        self.sendings = 1
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
-        if needs_attention(reply) and self.parent.open_requests.exchange.understand(reply, connection):
-            self.parent.on_part(None)
-        else:
+        exchange = self.parent.open_requests.exchange
+        redirect = exchange.understand(reply, connection) if needs_attention(reply) else None
+        if redirect is None:
             self.reply = reply
             self.parent.on_part(reply)
+        elif not self.parent.send_again(self, redirect, connection):
+            self.parent.on_part(None)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
         if sent and not self.parent.command.is_readonly:
@@ -101,6 +108,39 @@ class SplitSlot(RequestSlot):
         else:
             self.reply = self._merged()
             self.open_requests.hub.touched(self.open_requests)
+
+    def send_again(self, part: Part, redirect: Redirect, connection: NodeConnection) -> bool:
+        """Send a part that ``connection`` turned away again in this turn; False when it must wait.
+
+        Only if nothing else of the client is in flight (rule 2 of open_requests.py); the client is held
+        meanwhile. Keys that are on two nodes go one by one, each to the owner first.
+        """
+        exchange, resp = self.open_requests.exchange, self.open_requests.resp
+        lane = Lane.READ if self.command.is_readonly else Lane.WRITE
+        if part.sendings >= SENDINGS_MAX or not self.open_requests.hold_for(self):
+            return False
+        match redirect:
+            case Moved(_, address) | Ask(_, address):
+                target = exchange.routes.node(address, resp, lane)
+                if target is None:
+                    return False
+                part.sendings += 1
+                if isinstance(redirect, Ask):
+                    target.queue_asking(part)
+                else:
+                    target.queue(part)
+                return True
+            case Wait(reason) if reason.startswith("TRYAGAIN") and len(part.indexes) > 1:
+                owner = exchange.routes.owner(part.hash_slot, resp, lane)
+                if owner is None:
+                    return False
+                singles = self._key_by_key(part)
+                at = self.parts.index(part)
+                self.parts[at : at + 1] = singles
+                self.pending += len(singles) - 1
+                owner.queue_all(singles)
+                return True
+        return False
 
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Do the unanswered parts key by key, then merge."""
@@ -171,19 +211,26 @@ def _parts(slot: SplitSlot) -> list[Part]:
 def dispatch_split(open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes) -> None:
     """Send a splittable command of one client, each part to its slot's node."""
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
+    lane = Lane.READ if command.is_readonly else Lane.WRITE
+    is_alone = not open_requests.in_flight()
     routes = open_requests.choose_routes(command.is_readonly)
     open_requests.slots.append(slot)
-    connections = [] if routes is None else [routes[part.hash_slot] for part in slot.parts]
-    if routes is None or not all(
-        isinstance(connection, NodeConnection) and connection.ready for connection in connections
-    ):
-        open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")
-        return
+    connections: list[NodeConnection] = []
+    for part in slot.parts:
+        route = None if routes is None else routes[part.hash_slot]
+        if route is IN_FLUX and is_alone:  # rule 4: one by one
+            route = open_requests.exchange.routes.owner(part.hash_slot, open_requests.resp, lane)
+        if not isinstance(route, NodeConnection) or not route.ready:
+            open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")
+            return
+        connections.append(route)
     slot.pending = len(slot.parts)
     if slot.pending == 1:
         slot.parts[0].raw = raw
+    is_moving = not open_requests.exchange.routes.in_flux.isdisjoint(part.hash_slot for part in slot.parts)
+    if is_moving:
+        open_requests.hold_for(slot)
     for part, connection in zip(slot.parts, connections, strict=True):
-        assert isinstance(connection, NodeConnection)
         connection.queue(part)
 
 

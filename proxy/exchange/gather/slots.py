@@ -18,7 +18,7 @@ SLOT_KEYS_MAX = 100_000  # of a slot that is listed; the engines can list a slot
 LISTED_KEYS_MAX = 4096  # of one question over several slots
 WANTED_KEYS = 512  # that one question should bring
 ASKED_SLOTS_FIRST = 4
-ASKED_SLOTS_MAX = 1024  # of one question: queueing them takes the event loop about 1 ms
+ASKED_SLOTS_MAX = 256  # of one question: asking and reading them takes the event loop about 1.5 ms
 ASKED_SLOTS_GROWTH = 4
 CHECKPOINT_KEYS = 512  # keys handled between two yields to the event loop
 
