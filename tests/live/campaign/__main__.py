@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=usual.seconds, help="for each kind of move")
     parser.add_argument("--rate", type=float, default=usual.rate, help="requests per second")
     parser.add_argument("--clients", type=int, default=usual.clients)
+    parser.add_argument("--no-scans", action="store_true", help="leave the full iterations with SCAN out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base-port", type=int, help="the cluster's first port, for a --target to find it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -59,6 +60,7 @@ def main() -> int:
         given.seconds,
         clients=given.clients,
         rate=given.rate,
+        scans=not given.no_scans,
         seed=given.seed,
         base_port=given.base_port,
     )

@@ -55,6 +55,7 @@ class CampaignOptions:
     keys_per_slot: int = 1000
     clients: int = 50
     rate: float = 1500.0
+    scans: bool = True
     seed: int = 0
     base_port: int | None = None  # of the cluster; None takes free ports
 
@@ -103,6 +104,7 @@ def _load_options(address: Address, options: CampaignOptions) -> LoadOptions:
         keys_per_slot=options.keys_per_slot,
         clients=options.clients,
         rate=options.rate,
+        scans=options.scans,
         seed=options.seed,
     )
 

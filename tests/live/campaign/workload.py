@@ -56,6 +56,7 @@ class LoadOptions:
     pipelined: int = 5  # how many of the clients pipeline
     rate: float = 1500.0  # requests per second of all clients together
     write_share: float = 0.3
+    scans: bool = True  # one more client iterates over all keys, which is work that others' latency shows
     deadline_seconds: float = 8.0  # a reply that takes longer counts as a hang
     seed: int = 0
 
@@ -205,7 +206,7 @@ class Load:
         async with trio.open_nursery() as clients:
             for number in range(self.options.clients):
                 clients.start_soon(self._client, number)
-            if "SCAN" not in self.keys.unsupported:
+            if self.options.scans and "SCAN" not in self.keys.unsupported:
                 clients.start_soon(self._scanner)
             clients.start_soon(self._delay_probe)
 
