@@ -31,7 +31,21 @@ HANGUP = select.EPOLLRDHUP
 EVENTS_PER_TURN_MAX = 1024  # bounds a turn, so that Trio's other tasks run between two
 TURNS_PER_WAKE_MAX = 8  # when sockets are ready again at once, go on without a trip through Trio's scheduler
 
+RECEIVE_BYTES = 256 * 1024  # the most that one socket is read in a turn
+
 log = get_logger(__name__)
+
+# What is received stands here before its bytes are copied out. Letting recv allocate would map and unmap pages each
+# time, for a few bytes. One buffer serves all, because a turn is one synchronous step of one thread.
+_received = memoryview(bytearray(RECEIVE_BYTES))
+
+
+def receive(sock: socket.socket, size_max: int = RECEIVE_BYTES) -> bytes:
+    """What waits in a non-blocking socket, at most ``size_max`` bytes; b"" at its end.
+
+    Raises BlockingIOError when nothing waits, and OSError.
+    """
+    return _received[: sock.recv_into(_received, size_max)].tobytes()
 
 
 class Flushable(Protocol):

@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from typing import Protocol
 
-from proxy.hub import HANGUP, READ, WRITE, Endpoint, Hub
+from proxy.hub import HANGUP, READ, WRITE, Endpoint, Hub, receive
 
 RECEIVE_BYTES = 64 * 1024
 
@@ -89,7 +89,7 @@ class TcpTransport(Endpoint):
             self._on_hangup()
             return
         try:
-            data = self.sock.recv(RECEIVE_BYTES)
+            data = receive(self.sock, RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from proxy.hub import READ, WRITE, Endpoint, Hub
+from proxy.hub import READ, RECEIVE_BYTES, WRITE, Endpoint, Hub, receive
 from proxy.protocol.replies import (
     AGGREGATE,
     BULK_LENGTHS,
@@ -28,8 +28,6 @@ from proxy.protocol.replies import (
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
 from routing.redirect import needs_attention
 from routing.topology import Address
-
-RECEIVE_BYTES = 256 * 1024
 
 PushHandler = Callable[[bytes], None]
 
@@ -174,7 +172,7 @@ class NodeConnection(Endpoint):
 
     def on_readable(self) -> None:
         try:
-            data = self.sock.recv(RECEIVE_BYTES)
+            data = receive(self.sock)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
