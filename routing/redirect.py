@@ -6,6 +6,7 @@ All of these errors mean that the node did not run the command, so that even a w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from routing.topology import Address
@@ -60,9 +61,28 @@ def needs_attention(reply: bytes) -> bool:
     return reply.startswith(_ATTENTION)
 
 
-def parse_redirect(reply: bytes) -> Redirect | None:
-    """What the error ``reply`` (with its ``-`` and CRLF) asks for, or None when it is the client's to see."""
+# Commands whose error replies may be a program's own words, after it wrote something.
+SCRIPT_COMMANDS = frozenset({"EVAL", "EVALSHA", "FCALL"})
+
+# What the engines themselves say of a call that they did not begin.
+_NOT_BEGUN = re.compile(
+    r"(MOVED|ASK) [0-9]+ [^ ]*:[0-9]+"
+    r"|TRYAGAIN Multiple keys request during rehashing of slot"
+    r"|CLUSTERDOWN (The cluster is down|Hash slot not served).*"
+    r"|LOADING [A-Za-z]+ is loading the dataset in memory"
+    r"|NOSCRIPT No matching script\..*"
+)
+
+
+def parse_redirect(reply: bytes, *, from_script: bool = False) -> Redirect | None:
+    """What the error ``reply`` (with its ``-`` and CRLF) asks for, or None when it is the client's to see.
+
+    ``from_script``: the command was one of SCRIPT_COMMANDS. A script can end with any error, also with one that
+    begins like the engines' own, and what it wrote stays: only the engines' whole texts count then.
+    """
     line = reply[1:].rstrip().decode(errors="replace")
+    if from_script and (" script: " in line or not _NOT_BEGUN.fullmatch(line)):
+        return None
     code, _, rest = line.partition(" ")
     match code:
         case "MOVED" | "ASK":

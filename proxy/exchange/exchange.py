@@ -72,9 +72,11 @@ class Exchange:
 
     # -- what both ways share
 
-    def understand(self, reply: bytes, connection: NodeConnection) -> Redirect | None:
+    def understand(
+        self, reply: bytes, connection: NodeConnection, *, from_script: bool = False
+    ) -> Redirect | None:
         """What an error reply asks for, its news passed on to the topology; None when the client is to see it."""
-        redirect = parse_redirect(reply)
+        redirect = parse_redirect(reply, from_script=from_script)
         match redirect:
             case Moved(slot, address):
                 self.redirects_total["moved"] += 1
@@ -106,11 +108,19 @@ class Exchange:
     # -- the slow way
 
     async def execute(
-        self, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool, deadline: float | None = None
+        self,
+        raw: bytes,
+        hash_slot: int,
+        *,
+        resp: int,
+        repeatable: bool,
+        deadline: float | None = None,
+        from_script: bool = False,
     ) -> bytes:
         """The reply to one request on one slot, redirections followed and waits done, until the deadline.
 
-        ``deadline`` is on Trio's clock; None counts the request deadline from now.
+        ``deadline`` is on Trio's clock; None counts the request deadline from now. ``from_script``: as in
+        ``parse_redirect``.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
@@ -145,7 +155,10 @@ class Exchange:
                         if not repeatable:
                             return self.outcome_unknown(late)
                         redirect = Wait(late)
-                    elif not needs_attention(reply) or (found := self.understand(reply, connection)) is None:
+                    elif (
+                        not needs_attention(reply)
+                        or (found := self.understand(reply, connection, from_script=from_script)) is None
+                    ):
                         return reply
                     else:
                         redirect = found

@@ -35,7 +35,7 @@ from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
 from routing.command import Command
 from routing.keys import key_positions
-from routing.redirect import Ask, Moved, NoScript, Wait
+from routing.redirect import SCRIPT_COMMANDS, Ask, Moved, NoScript, Wait
 
 RESENDS_MAX = 4  # retries of one batch that go at once; after that a task waits in between
 
@@ -69,7 +69,12 @@ class RequestSlot(ReplySlot):
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Send it again, as often as it takes until the deadline (Trio's clock); the reply."""
         return await exchange.execute(
-            self.raw, self.hash_slot, resp=resp, repeatable=self.command.is_readonly, deadline=deadline
+            self.raw,
+            self.hash_slot,
+            resp=resp,
+            repeatable=self.command.is_readonly,
+            deadline=deadline,
+            from_script=self.command.name in SCRIPT_COMMANDS,
         )
 
 
@@ -192,7 +197,9 @@ class OpenRequests(Requester):
     # -- what comes back
 
     def on_attention(self, slot: ReplySlot, reply: bytes, connection: NodeConnection) -> None:
-        redirect = self.exchange.understand(reply, connection)
+        redirect = self.exchange.understand(
+            reply, connection, from_script=slot.command.name in SCRIPT_COMMANDS
+        )
         assert isinstance(slot, RequestSlot)
         if redirect is None:
             slot.reply = reply

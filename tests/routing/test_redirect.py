@@ -92,3 +92,38 @@ def test_waits_are_bounded_and_spread(attempt: int, jitter: float) -> None:
     assert WAIT_SECONDS_FIRST / 2 <= seconds <= WAIT_SECONDS_MAX
     assert wait_seconds(attempt, 0) <= seconds <= wait_seconds(attempt, 1) == 2 * wait_seconds(attempt, 0)
     assert wait_seconds(attempt, 1) <= wait_seconds(attempt + 1, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "MOVED 7 127.0.0.1:7001",
+        "ASK 7 [::1]:7001",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "CLUSTERDOWN The cluster is down",
+        "CLUSTERDOWN Hash slot not served",
+        "LOADING Redis is loading the dataset in memory",
+        "LOADING Valkey is loading the dataset in memory",
+        "NOSCRIPT No matching script. Please use EVAL.",
+    ],
+)
+def test_what_the_engine_says_of_a_script_is_followed(line: str) -> None:
+    """The script was not begun, so that it may be sent again."""
+    assert parse_redirect(f"-{line}\r\n".encode(), from_script=True) is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "TRYAGAIN later",
+        "LOADING",
+        "READONLY You can't write against a read only replica. script: 5f8, on @user_script:1.",
+        "MOVED away",
+        "MOVED 7 127.0.0.1:7001 script: 5f8, on @user_script:1.",
+        "UNBLOCKED",
+        "NOSCRIPT of mine",
+    ],
+)
+def test_what_a_script_says_by_itself_is_its_clients(line: str) -> None:
+    """Promise 5: a script that wrote and then ended with an error of its own is not run again."""
+    assert parse_redirect(f"-{line}\r\n".encode(), from_script=True) is None
