@@ -12,7 +12,8 @@ from tests.live.campaign.keys import FaultKind
 COLUMNS = (
     "engine", "move", "slots moved", "reads", "writes", *[kind.value for kind in FaultKind],
     "p50 quiet", "p50 moving", "p99 quiet", "p99 moving", "ratio",
-    "free p99 quiet", "free p99 moving", "free ratio", "max moving", "load's delay p99",
+    "free p99 quiet", "free p99 moving", "free ratio",
+    "free reads' ratio", "max moving", "load's delay p99",
 )  # fmt: skip
 
 
@@ -31,6 +32,8 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
         row["free p99 quiet"] = quiet["free_latency_ms"]["p99"]
         row["free p99 moving"] = moving["free_latency_ms"]["p99"]
         row["free ratio"] = round(row["free p99 moving"] / row["free p99 quiet"], 2)
+        reads = [phase["free_read_latency_ms"]["p99"] for phase in (quiet, moving)]
+        row["free reads' ratio"] = round(reads[1] / reads[0], 2)
         row["max moving"] = moving["latency_ms"]["max"]
         # How late the load itself ran: where this is near a p99, the machine was too busy to tell.
         row["load's delay p99"] = max(phase["own_delay_ms"]["p99"] for phase in (quiet, moving))

@@ -74,6 +74,7 @@ class Phase:
     # Seconds, of requests sent alone, EVAL and EXEC left out: while their keys are on two nodes, those can only
     # wait, and what is pipelined behind one waits with it.
     free_latencies: array[float] = field(default_factory=lambda: array("d"))
+    free_read_latencies: array[float] = field(default_factory=lambda: array("d"))  # the reads among them
     delays: array[float] = field(default_factory=lambda: array("d"))  # how late this process itself ran
 
     def summary(self) -> dict[str, Any]:
@@ -86,6 +87,7 @@ class Phase:
             "faults_of": {f"{label}: {kind.value}": n for (label, kind), n in self.faults_of.most_common()},
             "latency_ms": percentiles(every),
             "free_latency_ms": percentiles(sorted(self.free_latencies)),
+            "free_read_latency_ms": percentiles(sorted(self.free_read_latencies)),
             "latency_ms_of": {label: percentiles(sorted(of)) for label, of in sorted(self.latencies.items())},
             "own_delay_ms": percentiles(sorted(self.delays)),
         }
@@ -301,6 +303,8 @@ class Load:
                     phase.latencies.setdefault(request.label, array("d")).append(seconds)
                     if len(requests) == 1 and not request.label.startswith(BOUND_TOGETHER):
                         phase.free_latencies.append(seconds)
+                        if not request.writes:
+                            phase.free_read_latencies.append(seconds)
                     self._judge(request, replies, phase)
                 return True
             fault = Fault(FaultKind.HANG, f"no reply within {self.options.deadline_seconds} s")
