@@ -18,6 +18,8 @@ from tests.live.conftest import ClusterStarter
 DEADLINE_SECONDS = 5.0  # the proxy's default request deadline
 SLACK_SECONDS = 1.5  # for a busy test machine, and the beat at which overdue requests are found
 CLIENTS = 12
+NODE_TIMEOUT_MS = 2500  # of the cluster, so that it fails over well within the proxy's deadline
+TWO_ENGINES = ["redis-7.0", "valkey-9.1"]  # where what is tested is the proxy's own doing
 pytestmark = pytest.mark.live
 
 
@@ -101,7 +103,10 @@ async def _wait_promoted(cluster: Cluster, replica: Node) -> None:
 
 async def test_a_killed_primary(start_cluster: ClusterStarter) -> None:
     """Traffic resumes within a second of the cluster's own failover; writes of unknown outcome say so."""
-    async with start_cluster(primaries=3, replicas=1) as cluster, Steadyread().serving(cluster) as address:
+    async with (
+        start_cluster(primaries=3, replicas=1, node_timeout_ms=NODE_TIMEOUT_MS) as cluster,
+        Steadyread().serving(cluster) as address,
+    ):
         async with connected(address) as warm:
             for number in range(CLIENTS):
                 await warm.call("SET", b"client:%d" % number, "0")
@@ -128,6 +133,7 @@ async def test_a_killed_primary(start_cluster: ClusterStarter) -> None:
         assert seen.slowest_seconds < DEADLINE_SECONDS + SLACK_SECONDS
 
 
+@pytest.mark.parametrize("engine", TWO_ENGINES, indirect=True)
 async def test_a_frozen_primary(start_cluster: ClusterStarter) -> None:
     """A node that is silent but connected (SIGSTOP) holds nobody past the deadline, and hurts nobody else.
 
@@ -163,9 +169,13 @@ async def test_a_frozen_primary(start_cluster: ClusterStarter) -> None:
         assert seen.other_errors == []
 
 
+@pytest.mark.parametrize("engine", TWO_ENGINES, indirect=True)
 async def test_blocking_commands_survive_a_failover(start_cluster: ClusterStarter) -> None:
     """A client that waits in BLPOP gets its element from the promoted replica, or hears that it is unknown."""
-    async with start_cluster(primaries=3, replicas=1) as cluster, Steadyread().serving(cluster) as address:
+    async with (
+        start_cluster(primaries=3, replicas=1, node_timeout_ms=NODE_TIMEOUT_MS) as cluster,
+        Steadyread().serving(cluster) as address,
+    ):
         victim = await _owner_of(cluster, b"queue")
         replica = next(node for node in cluster.replicas if node.primary is victim)
         popped: list[object] = []
