@@ -250,10 +250,11 @@ class Watch:
         self.connection.queue_all([*asking, *waiters])
         try:
             with trio.move_on_after(exchange.deadline_seconds):
-                replies += [await waiter.wait_reply() for waiter in waiters]
+                for waiter in waiters:
+                    replies.append(await waiter.wait_reply())
         except ConnectionLostError as lost:
             return array_nil(resp) if not lost.sent else exchange.outcome_unknown(str(lost))
-        if not replies:
+        if len(replies) < len(waiters):
             late = f"{self.connection.address} did not reply within {exchange.deadline_seconds:g} s"
             self.connection.close(late)
             return exchange.outcome_unknown(late)
