@@ -170,4 +170,7 @@ class Hub:
     def _fault(self, item: Endpoint | Flushable, error: Exception) -> None:
         self.faults_total += 1
         log.exception("endpoint_fault", error=error, endpoint=type(item).__name__)
-        item.on_fault(error)
+        try:
+            item.on_fault(error)
+        except Exception as second:
+            log.exception("endpoint_fault_twice", error=second, endpoint=type(item).__name__)

@@ -82,6 +82,9 @@ class Command:
     engines: frozenset[str]  # of R7.0, R8.0, V9.1: those that have the command
     is_write: bool  # the engines' flag: refused by replicas. Scripts do not have it: see may_write
     is_readonly: bool  # the engines' flag: a replica may answer it
+    only_reads: (
+        bool  # is_readonly, and nothing is stored on the way: a node that pauses writes runs it. Not PFCOUNT
+    )
     may_write: bool  # is_write, or a script or function that may write; not PFCOUNT, see keys.write_positions
     is_blocking: bool  # the engines' flag: some call of it may block; keys.blocks tells for a given call
     is_movable: bool  # which arguments are keys depends on the arguments
@@ -181,6 +184,7 @@ def _command(row: tuple[Any, ...], subcommands: Mapping[bytes, Command]) -> Comm
         engines=frozenset(engines.split()),
         is_write="write" in flags,
         is_readonly="readonly" in flags,
+        only_reads="readonly" in flags and not any(spec.is_written for spec in keys),
         may_write="write" in flags or ("readonly" not in flags and any(spec.is_written for spec in keys)),
         is_blocking="blocking" in flags,
         is_movable=any(type(s.begin) is not AtIndex or type(s.find) is not KeyRange for s in keys),

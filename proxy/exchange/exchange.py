@@ -115,18 +115,21 @@ class Exchange:
         resp: int,
         repeatable: bool,
         deadline: float | None = None,
+        lane: Lane | None = None,
         from_script: bool = False,
     ) -> bytes:
         """The reply to one request on one slot, redirections followed and waits done, until the deadline.
 
-        ``deadline`` is on Trio's clock; None counts the request deadline from now. ``from_script``: as in
+        ``deadline`` is on Trio's clock; None counts the request deadline from now. ``lane`` None: the
+        read lane if it is repeatable. ``from_script``: as in
         ``parse_redirect``.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
         """
         deadline = trio.current_time() + self.deadline_seconds if deadline is None else deadline
-        lane = Lane.READ if repeatable else Lane.WRITE
+        if lane is None:
+            lane = Lane.READ if repeatable else Lane.WRITE
         target: Address | None = None  # after ASK, for one sending
         hops = attempt = 0
         reason = "requests before it took all the time"

@@ -74,6 +74,7 @@ class RequestSlot(ReplySlot):
             resp=resp,
             repeatable=self.command.is_readonly,
             deadline=deadline,
+            lane=Lane.READ if self.command.only_reads else Lane.WRITE,
             from_script=self.command.name in SCRIPT_COMMANDS,
         )
 
@@ -129,15 +130,15 @@ class OpenRequests(Requester):
 
     # -- dispatching
 
-    def choose_routes(self, is_readonly: bool) -> list[Route] | None:
+    def choose_routes(self, only_reads: bool) -> list[Route] | None:
         """Slot -> route for the client's next command; None: it must wait for what is in flight (rule 5).
 
         Call it before the command's slot is queued.
         """
         if not self._mixes:
             if not self.slots or not self.in_flight():
-                self._routes = self._tables[Lane.READ if is_readonly else Lane.WRITE]
-            elif not is_readonly and self._routes is self._tables[Lane.READ]:
+                self._routes = self._tables[Lane.READ if only_reads else Lane.WRITE]
+            elif not only_reads and self._routes is self._tables[Lane.READ]:
                 self._mixes = True
                 self._routes = self._tables[Lane.WRITE]
                 return None
@@ -145,7 +146,7 @@ class OpenRequests(Requester):
 
     def relay(self, command: Command, raw: bytes, hash_slot: int) -> None:
         """Queue a single-slot command whose route may not be ready."""
-        routes = self.choose_routes(command.is_readonly)
+        routes = self.choose_routes(command.only_reads)
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
         route = None if routes is None else routes[hash_slot]
@@ -262,7 +263,7 @@ class OpenRequests(Requester):
         waiting = [slot for slot in waiting if slot.reply is None]
         self._resends += 1
         # Nothing else is in flight, so the lane is free to choose, but it is one for all of them.
-        lane = Lane.READ if all(slot.command.is_readonly for slot in waiting) else Lane.WRITE
+        lane = Lane.READ if all(slot.command.only_reads for slot in waiting) else Lane.WRITE
         targets = [self._target(slot, lane) for slot in waiting]
         if self._resends <= RESENDS_MAX and all(targets):
             for slot, target in zip(waiting, targets, strict=True):

@@ -141,6 +141,11 @@ class BlockSlot(RequestSlot):
     def may_write(self) -> bool:
         return any(not item.command.is_readonly for item in self.queued)
 
+    @property
+    def only_reads(self) -> bool:
+        """A node that pauses writes runs it."""
+        return all(item.command.only_reads for item in self.queued)
+
     def on_result(self, result: bytes | Redirect, since: float | None = None) -> None:
         """One sending ended. ``since``: when a lost one was sent."""
         self.result = result
@@ -154,7 +159,7 @@ class BlockSlot(RequestSlot):
 
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Send the block again until it runs or the deadline is over."""
-        lane = Lane.WRITE if self.may_write else Lane.READ
+        lane = Lane.READ if self.only_reads else Lane.WRITE
         redirect = self.result
         hops = attempt = 0
         reason = "the slot's node takes no requests"
@@ -196,7 +201,7 @@ class BlockSlot(RequestSlot):
 def dispatch_block(open_requests: OpenRequests, queued: Sequence[Queued], hash_slot: int) -> None:
     """Send a transaction of one slot over the shared connection. The caller has seen that the client is not held."""
     slot = BlockSlot(open_requests, queued, hash_slot)
-    routes = open_requests.choose_routes(not slot.may_write)
+    routes = open_requests.choose_routes(slot.only_reads)
     open_requests.slots.append(slot)
     route = None if routes is None else routes[hash_slot]
     if isinstance(route, NodeConnection) and route.ready:

@@ -199,12 +199,12 @@ class ClientConnection(OpenRequests):
 
     def _relay_simple(self, found: Sequence[tuple[Command, bytes, int]]) -> int:
         """Queue plain requests where the routes table says; how many bytes of them were not taken in the end."""
-        is_readonly = True
+        only_reads = True
         for command, _, _ in found:
-            if not command.is_readonly:
-                is_readonly = False
+            if not command.only_reads:
+                only_reads = False
                 break
-        routes = self.choose_routes(is_readonly)
+        routes = self.choose_routes(only_reads)
         if routes is None:
             self.hold_until_drained()
             return sum(len(raw) for _, raw, _ in found)

@@ -68,6 +68,7 @@ class NodeConnection(Endpoint):
         self._growing: bytearray | None = None  # instead of _unread: a large reply of many parts
         self._needed = 0  # bytes that make looking at _unread worth while
         self._scanner = FrameScanner()
+        self._answering: Slot | None = None  # whose handler runs: it is in ``owed`` no more
         self._on_closed = on_closed
         self._on_ready = on_ready
         self._on_push = on_push
@@ -264,7 +265,9 @@ class NodeConnection(Endpoint):
                     requester.dirty = True  # type: ignore[union-attr]
                     dirty.append(requester)  # type: ignore[arg-type]
             else:
+                self._answering = slot
                 slot.on_reply(reply, self)
+                self._answering = None
                 if self.is_closed:  # the handler ended this connection
                     return size
         self.answered_total += answered
@@ -321,4 +324,7 @@ class NodeConnection(Endpoint):
         self._on_closed(self, reason)
 
     def on_fault(self, error: Exception) -> None:
+        faulty, self._answering = self._answering, None
         self.close(f"internal fault: {error!r}")
+        if faulty is not None:
+            faulty.on_lost(True, self)  # its reply came, and was lost here

@@ -170,3 +170,11 @@ def test_commands_lists_each_command_once_with_its_subcommands_inside() -> None:
 def test_the_merge_takes_the_most_lenient_arity() -> None:
     assert command("ZRANK").arity == -3  # 3 on Redis 7.0
     assert command("ZRANK").engines == {"R7.0", "R8.0", "V9.1"}
+
+
+def test_what_a_node_that_pauses_writes_still_runs() -> None:
+    """PFCOUNT is a read that may store its count, so such a node holds it back."""
+    assert lookup([b"GET"]).only_reads  # type: ignore[union-attr]
+    assert lookup([b"EVAL_RO"]).only_reads  # type: ignore[union-attr]
+    assert not lookup([b"PFCOUNT"]).only_reads  # type: ignore[union-attr]
+    assert not lookup([b"SET"]).only_reads  # type: ignore[union-attr]
