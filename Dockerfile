@@ -4,7 +4,7 @@
 #   docker run --rm --network host steadyread serve --seed 10.0.0.11:6379 --seed 10.0.0.12:6379
 #   redis-cli -p 7379 PING
 #
-# The proxy connects to the addresses that the nodes announce (CLUSTER SHARDS), so the container must reach those:
+# The proxy connects to the addresses that the nodes announce (CLUSTER NODES), so the container must reach those:
 # on the host's network as above, or on the network that the nodes are on, with the ports published:
 #
 #   docker run --rm --network cluster-net -p 7379:7379 -e STEADYREAD_ADMIN__TOKEN=... steadyread \

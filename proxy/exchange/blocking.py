@@ -22,9 +22,8 @@ async def execute_blocking(
     """The reply of a command that may block. If cancelled, the connection is closed, which unblocks the node."""
     target: Address | None = None
     attempt = 0
-    deadline = (
-        trio.current_time() + exchange.deadline_seconds
-    )  # for finding a node: the time of waiting at one does not count
+    # For finding a node: the time of waiting at one does not count.
+    deadline = trio.current_time() + exchange.deadline_seconds
     reason = "no node serves the slot"
     while True:
         asking = target is not None

@@ -408,9 +408,8 @@ class ClientConnection(OpenRequests):
             self._reply(command, refused)
             return
         if command.name in ("EVALSHA", "EVALSHA_RO"):
-            raw = (
-                self.exchange.scripts.heal(raw) or raw
-            )  # NOSCRIPT within a block could not be healed any more
+            # Within a block, NOSCRIPT could not be healed any more.
+            raw = self.exchange.scripts.heal(raw) or raw
         transaction.bytes_queued += len(raw)
         transaction.queued.append(Queued(command, raw, hash_slots.pop() if hash_slots else -1, keys))
         self._reply(command, encode.QUEUED)

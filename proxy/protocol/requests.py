@@ -24,9 +24,8 @@ ARGUMENTS_MAX = 1024 * 1024  # Redis's limit on a multibulk count
 UNAUTHENTICATED_ARGUMENTS_MAX = 10  # as Redis, before AUTH
 UNAUTHENTICATED_BULK_BYTES_MAX = 16 * 1024
 PREFIX_BYTES_MAX = 64  # longer than any count, length and command name together
-PREFIXES_MAX = (
-    8192  # spellings of command prefixes that are remembered; the names are bounded, their case is not
-)
+# Spellings of command prefixes that are remembered: the names are bounded, their case is not.
+PREFIXES_MAX = 8192
 
 LENGTHS: dict[bytes, int] = {b"%d" % n: n for n in range(4096)}  # canonical digits -> length
 

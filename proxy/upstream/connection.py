@@ -55,12 +55,10 @@ class NodeConnection(Endpoint):
         self.out: list[bytes] = []
         self.owed: deque[Slot] = deque()
         self.answered_total = 0
-        self.waiting_since: float | None = (
-            None  # while a slot is told that it is lost: since when it was owed
-        )
-        self._backlog: deque[bytes] = (
-            deque()
-        )  # taken from out, not yet by the kernel; empty while all is well
+        # While a slot is told that it is lost: since when, at the latest, it was owed.
+        self.waiting_since: float | None = None
+        # Taken from out, not yet by the kernel; empty while all is well.
+        self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._unsent_bytes_max = unsent_bytes_max
         self._unread: list[bytes] = []  # an incomplete frame, in the chunks it came in

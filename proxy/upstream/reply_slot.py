@@ -23,9 +23,8 @@ class Slot(ABC):
     """One reply that an upstream connection owes."""
 
     __slots__ = ()
-    direct: ClassVar[bool] = (
-        False  # True: a client's own slot, which the connection's read loop fills in place
-    )
+    # True: a client's own slot, which the connection's read loop fills in place.
+    direct: ClassVar[bool] = False
     raw: bytes  # exactly the bytes that were queued with the slot
     hash_slot: int  # the slot of its keys, or -1
     requester: Requester | None  # the client whose order the slot is part of, if any
