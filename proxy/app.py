@@ -27,7 +27,7 @@ from proxy.admin.endpoints import AdminState, routes
 from proxy.admin.server import AdminServer
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.listener import Listener
-from proxy.frontend.server import Server
+from proxy.frontend.server import RATE_SECONDS, Server
 from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.metrics import Family, Metrics, MetricType, Sample
@@ -39,7 +39,6 @@ from proxy.upstream.private import PrivateConnections
 from routing.topology import Address
 
 STOP_CHECK_SECONDS = 0.02
-GC_FREEZE_SECONDS = 5.0  # after start: what lives by then lives long, and the collector need not visit it
 
 log = get_logger(__name__)
 
@@ -128,7 +127,7 @@ class Proxy:
                     admin=started.admin,
                 )
                 gc.collect()
-                gc.freeze()
+                gc.freeze()  # what lives by now lives long, and the collector need not visit it
                 task_status.started(started)
                 await self._stopping.wait()
                 await self._finish()
@@ -192,7 +191,7 @@ class Proxy:
 
     async def _beat(self) -> None:
         while True:
-            await trio.sleep(1.0)
+            await trio.sleep(RATE_SECONDS)
             self.server.beat()
             for listener in self._listeners:
                 listener.resume()

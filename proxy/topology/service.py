@@ -56,7 +56,6 @@ class Topology:
         self.refreshed_at: float | None = None  # trio time of the last round in which a node answered
         self.rounds_total = 0
         self.failed_rounds_total = 0
-        self.moved_total = 0
         self.engine_version = ""  # the oldest that a node of the cluster named
         self._dialer = dialer
         self._seeds = tuple(seeds)
@@ -83,7 +82,6 @@ class Topology:
 
     def on_moved(self, slot: int, address: Address) -> None:
         """A node said that ``address`` owns ``slot`` now: adopt it at once and look at the cluster soon."""
-        self.moved_total += 1
         self._adopted[slot] = (trio.current_time(), address)
         self._set_view(with_moved(self.view, slot, address))
         self.refresh_soon()

@@ -12,6 +12,7 @@ they note what is acknowledged then. This file does no I/O.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ def number(reply: Reply) -> int:
     return reply
 
 
-class Family:
+class Family(ABC):
     """Keys of one type that are written and read alike."""
 
     kind = "string"  # what TYPE says
@@ -217,12 +218,13 @@ class Family:
     has_gaps = False  # whether its keys are at times deleted
     reads: tuple[tuple[str, Builder], ...] = ()
 
+    @abstractmethod
     def create(self, key: Key) -> list[bytes]:
         """The commands that make version 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, key: Key) -> Request:
-        raise NotImplementedError
+        """A request that makes the next version."""
 
 
 def _exists(key: Key, reply: Reply) -> int | None:
