@@ -1,0 +1,308 @@
+"""What the values of a store mean: one encoding for each kind of record, and the keys under which they are kept.
+
+A value is msgpack: [version of its encoding, content]. An older version is read by bringing it forward; a newer one is
+refused, because what it says beyond our knowledge could not be kept.
+
+    view                      the number of the newest version of the map
+    views/N                   version N of the map: slots, migrations, and which nodes part it goes with
+    view-nodes/N              the nodes of version N and of later ones, until they change
+    views-by-time/MICROS/N    version N was recorded then; the index of "as of a time"
+    views-by-epoch/EPOCH/N    the same for "as of an epoch"
+    timeline                  what is needed to make the next events; written with each version and each event
+    events                    the number of the newest event
+    events/N                  event N
+    migrations/ID             one migration and its stages
+    replicas/NODE             the state of one replica
+    snapshots/ID              one snapshot
+    mode                      the routing mode
+    audit                     the number and hash of the newest audit record
+    audit/N                   audit record N
+    discoverer                who looks at the cluster for all; hangs on a lease
+    looked                    when the discoverer last looked
+    wanted                    a proxy wants the discoverer to look now
+    proxies/ID                a proxy that runs; hangs on a lease
+    hooks/NAME                how far a hook has come
+    dead-letters/NAME/N       what a hook could not deliver
+
+Numbers in keys have 16 digits, so that the order of the keys is the order of the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, groupby, repeat
+from typing import Any, Final
+
+import msgpack
+
+from proxy.store.interface import StoreRefusedError
+from routing.timeline import Event, EventKind, MigrationRecord, Stage, StageEntry
+from routing.topology import Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
+
+VERSION: Final = 1  # of the encodings below
+
+VIEW = "view"
+VIEWS = "views/"
+VIEW_NODES = "view-nodes/"
+VIEWS_BY_TIME = "views-by-time/"
+VIEWS_BY_EPOCH = "views-by-epoch/"
+TIMELINE = "timeline"
+EVENT_HEAD = "events"
+EVENTS = "events/"
+MIGRATIONS = "migrations/"
+REPLICAS = "replicas/"
+SNAPSHOTS = "snapshots/"
+MODE = "mode"
+AUDIT_HEAD = "audit"
+AUDIT = "audit/"
+DISCOVERER = "discoverer"
+LOOKED = "looked"
+WANTED = "wanted"
+PROXIES = "proxies/"
+HOOKS = "hooks/"
+DEAD_LETTERS = "dead-letters/"
+
+
+def numbered(prefix: str, number: int) -> str:
+    """The key of one of a series: ``events/0000000000000042``."""
+    return f"{prefix}{number:016d}"
+
+
+# -- the envelope
+
+Forward = Callable[[Any], Any]  # content of one version -> content of the next
+_FORWARD: dict[int, Forward] = {}  # version -> what brings its content to the next version
+
+
+def pack(content: Any) -> bytes:
+    """Plain content (None, bool, int, float, str, bytes, lists, dictionaries) as a value of the store."""
+    packed: bytes = msgpack.packb([VERSION, content])
+    return packed
+
+
+def unpack(value: bytes, what: str) -> Any:
+    """The content of a value. Raises StoreRefusedError if it is damaged, or newer than this program."""
+    try:
+        version, content = msgpack.unpackb(value, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise StoreRefusedError(f"the store's {what} is damaged: {error}") from error
+    if not isinstance(version, int) or version > VERSION:
+        raise StoreRefusedError(
+            f"the store's {what} has version {version!r}, and this program knows versions up to {VERSION}: "
+            "run the version of Steadyread that wrote it, or a newer one"
+        )
+    while version < VERSION:
+        content = _FORWARD[version](content)
+        version += 1
+    return content
+
+
+# -- the map
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRecord:
+    """One version of the map."""
+
+    number: int
+    at: float  # Unix seconds when it was recorded; later numbers have later times
+    writer: str  # the proxy that saw it
+    look: int  # which of the writer's looks at the cluster saw it
+    nodes_number: int  # the version whose nodes part it goes with
+    view: TopologyView
+
+
+def pack_view(record: ViewRecord) -> bytes:
+    """A version of the map, its nodes aside."""
+    view = record.view
+    runs = chain.from_iterable((owner, sum(1 for _ in slots)) for owner, slots in groupby(view.shard_of_slot))
+    migrations = [
+        [list(migration.slots), migration.source_id, migration.target_id, migration.kind.value]
+        for migration in view.migrations
+    ]
+    return pack(
+        [
+            record.at,
+            record.writer,
+            record.look,
+            record.nodes_number,
+            view.epoch,
+            list(runs),
+            migrations,
+        ]
+    )
+
+
+def pack_nodes(shards: tuple[Shard, ...]) -> bytes:
+    """The nodes part of a version."""
+    return pack([[_node_content(shard.primary), *map(_node_content, shard.replicas)] for shard in shards])
+
+
+def nodes_number_of(value: bytes) -> int:
+    """Which nodes part a value of ``views/N`` goes with."""
+    number: int = unpack(value, "map")[3]
+    return number
+
+
+def unpack_nodes(value: bytes) -> tuple[Shard, ...]:
+    """The nodes part of a version. Raises StoreRefusedError."""
+    try:
+        return tuple(
+            Shard(_primary_of(nodes[0]), tuple(_replica_of(node, nodes[0][0]) for node in nodes[1:]))
+            for nodes in unpack(value, "nodes")
+        )
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise StoreRefusedError(f"the store's nodes are damaged: {error!r}") from error
+
+
+def unpack_view(number: int, value: bytes, shards: tuple[Shard, ...]) -> ViewRecord:
+    """A version of the map with its nodes. Raises StoreRefusedError."""
+    try:
+        at, writer, look, nodes_number, epoch, runs, migrations = unpack(value, "map")
+        shard_of_slot = tuple(
+            chain.from_iterable(
+                repeat(owner, count) for owner, count in zip(runs[::2], runs[1::2], strict=True)
+            )
+        )
+        view = TopologyView(
+            revision=number,
+            epoch=epoch,
+            shards=shards,
+            shard_of_slot=shard_of_slot,
+            migrations=tuple(
+                Migration(tuple(slots), source, target, MigrationKind(kind))
+                for slots, source, target, kind in migrations
+            ),
+        )
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise StoreRefusedError(f"the store's map {number} is damaged: {error!r}") from error
+    return ViewRecord(number, at, writer, look, nodes_number, view)
+
+
+def _node_content(node: Node) -> list[Any]:
+    return [
+        node.id,
+        node.address.host,
+        node.address.port,
+        node.config_epoch,
+        node.is_failing | node.is_linked << 1,
+        node.hostname,
+    ]
+
+
+def _primary_of(content: list[Any]) -> Node:
+    node_id, host, port, config_epoch, flags, hostname = content
+    return Node(
+        node_id,
+        Address(host, port),
+        Role.PRIMARY,
+        None,
+        config_epoch,
+        bool(flags & 1),
+        bool(flags & 2),
+        hostname,
+    )
+
+
+def _replica_of(content: list[Any], primary_id: str) -> Node:
+    node_id, host, port, config_epoch, flags, hostname = content
+    return Node(
+        node_id,
+        Address(host, port),
+        Role.REPLICA,
+        primary_id,
+        config_epoch,
+        bool(flags & 1),
+        bool(flags & 2),
+        hostname,
+    )
+
+
+# -- events and migrations
+
+
+def pack_event(event: Event) -> bytes:
+    return pack(
+        [
+            event.kind.value,
+            event.at,
+            event.message,
+            event.epoch,
+            event.nodes,
+            event.shards,
+            event.slot_ranges,
+            event.migration,
+            event.evidence,
+            event.seen_by,
+        ]
+    )
+
+
+def unpack_event(number: int, value: bytes) -> Event:
+    """Raises StoreRefusedError."""
+    try:
+        kind, at, message, epoch, nodes, shards, slot_ranges, migration, evidence, seen_by = unpack(
+            value, "event"
+        )
+        return Event(
+            EventKind(kind),
+            at,
+            message,
+            epoch,
+            tuple(nodes),
+            tuple(shards),
+            tuple((low, high) for low, high in slot_ranges),
+            migration,
+            evidence,
+            seen_by,
+            number,
+        )
+    except (ValueError, TypeError) as error:
+        raise StoreRefusedError(f"the store's event {number} is damaged: {error!r}") from error
+
+
+def migration_content(record: MigrationRecord) -> Mapping[str, Any]:
+    """A migration as plain content, for the store and for JSON."""
+    return {
+        "id": record.id,
+        "kind": record.kind.value,
+        "source_id": record.source_id,
+        "target_id": record.target_id,
+        "begun_at": record.begun_at,
+        "stages": [[entry.stage.value, entry.at, dict(entry.evidence)] for entry in record.stages],
+        "open_slots": list(record.open_slots),
+        "moved_slots": list(record.moved_slots),
+        "returned_slots": list(record.returned_slots),
+        "keys_left": dict(record.keys_left),
+        "progressed_at": record.progressed_at,
+        "quiet_since": record.quiet_since,
+        "is_stuck": record.is_stuck,
+        "ended_at": record.ended_at,
+        "job": record.job,
+        "job_state": record.job_state,
+    }
+
+
+def migration_of(content: Mapping[str, Any]) -> MigrationRecord:
+    """Raises StoreRefusedError."""
+    try:
+        return MigrationRecord(
+            **{
+                **content,
+                "kind": MigrationKind(content["kind"]),
+                "stages": tuple(
+                    StageEntry(Stage(name), at, evidence) for name, at, evidence in content["stages"]
+                ),
+                "open_slots": tuple(content["open_slots"]),
+                "moved_slots": tuple(content["moved_slots"]),
+                "returned_slots": tuple(content["returned_slots"]),
+            }
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreRefusedError(f"a migration in the store is damaged: {error!r}") from error
+
+
+def renumbered(event: Event, number: int, seen_by: str) -> Event:
+    """The event as it is recorded."""
+    return replace(event, number=number, seen_by=seen_by)
