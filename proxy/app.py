@@ -4,7 +4,8 @@
     |- hub                  all plain sockets, in turns
     |- upstream nursery     a keeper for each node connection, tasks of slow requests
     |- watch                overdue requests
-    |- topology             discovery, a round each second
+    |- store                notices what other processes wrote, ends leases
+    |- keeper               the topology view: looks at the cluster, or follows the proxy that does
     |- beat                 once a second: rates, idle clients, listeners that could not accept
     |- signals              SIGTERM and SIGINT begin the stop
     `- admin                HTTP for operators
@@ -16,8 +17,10 @@ in flight is finished within the deadline, then what remains is cut off, and the
 from __future__ import annotations
 
 import gc
+import os
+import secrets
 import signal
-import time
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -32,13 +35,21 @@ from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.metrics import Family, Metrics, MetricType, Sample
 from proxy.settings import Settings
+from proxy.settings.state import store_file
+from proxy.store.interface import TopologyStore
+from proxy.store.memory import MemoryStore
+from proxy.store.sqlite import SqliteStore
+from proxy.topology.discovery import Discovery
+from proxy.topology.keeper import Keeper
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
+from routing.timeline import TimelineLimits
 from routing.topology import Address
 
 STOP_CHECK_SECONDS = 0.02
+STORE_CLOSE_SECONDS = 2.0  # a disk that does not answer must not keep the proxy from ending
 
 log = get_logger(__name__)
 
@@ -56,6 +67,9 @@ class Proxy:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.id = (
+            f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"  # in the record, as who saw what
+        )
         self.metrics = Metrics()
         self._stopping = trio.Event()
         self._listeners: list[Listener] = []
@@ -84,7 +98,16 @@ class Proxy:
             cluster.connect_timeout_seconds,
             cluster.unsent_bytes_max,
         )
-        self.topology = Topology(dialer, cluster.seeds, cluster.refresh_interval_seconds)
+        self.topology = Topology()
+        self.store = store_of(settings)
+        self.keeper = Keeper(
+            self.topology,
+            Discovery(dialer, cluster.seeds),
+            self.store,
+            self.id,
+            refresh_seconds=cluster.refresh_interval_seconds,
+            limits=TimelineLimits(migration_stuck_seconds=cluster.migration_stuck_seconds),
+        )
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)
         try:
@@ -104,7 +127,8 @@ class Proxy:
                 if with_signals:
                     await nursery.start(self._await_signals)
                 nursery.start_soon(self.nodes.watch)
-                nursery.start_soon(self.topology.run)
+                nursery.start_soon(self.store.run)
+                nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self._beat)
                 await self._first_view()
                 admin = self._admin_server()
@@ -142,6 +166,8 @@ class Proxy:
                 connection.close("stopping")
             self.private.close_idle()
             self.hub.close()
+            with trio.move_on_after(STORE_CLOSE_SECONDS, shield=True):
+                await self.store.aclose()
 
     # -- start and stop
 
@@ -201,17 +227,12 @@ class Proxy:
     def _admin_server(self) -> AdminServer:
         state = AdminState(
             view=lambda: self.topology.view,
-            view_seen_at=self._view_seen_at,
+            view_seen_at=lambda: self.keeper.seen_at,
             readiness=self._readiness,
-            warnings=self.topology.problems,
+            warnings=self.keeper.problems,
             registry=self.metrics.registry,
         )
         return AdminServer(routes(state), token=self.settings.admin.token)
-
-    def _view_seen_at(self) -> float | None:
-        if self.topology.refreshed_at is None:
-            return None
-        return time.time() - (trio.current_time() - self.topology.refreshed_at)
 
     def _readiness(self) -> list[str]:
         reasons = []
@@ -266,10 +287,10 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
     (_counter("scripts_healed", "NOSCRIPT answers healed."), lambda p: p.exchange.scripts.healed_total),
     (_counter("connect_failures", "Failed connects to nodes."), lambda p: p.nodes.connect_failures_total),
     (_counter("overdue_connections", "Node connections closed as overdue."), lambda p: p.nodes.overdue_total),
-    (_counter("topology_rounds", "Rounds of discovery."), lambda p: p.topology.rounds_total),
+    (_counter("topology_rounds", "Rounds of discovery."), lambda p: p.keeper.discovery.looks_total),
     (
         _counter("topology_rounds_failed", "Rounds of discovery in which no node answered."),
-        lambda p: p.topology.failed_rounds_total,
+        lambda p: p.keeper.discovery.failed_looks_total,
     ),
     (_gauge("topology_epoch", "The cluster's epoch in the current view."), lambda p: p.topology.view.epoch),
     (_gauge("topology_revision", "Changes of the view seen here."), lambda p: p.topology.view.revision),
@@ -280,3 +301,9 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
     (_gauge("slots_in_flux", "Slots on their way between shards."), lambda p: len(p.exchange.routes.in_flux)),
     (_gauge("private_connections", "Connections held for one client."), lambda p: p.private.in_use),
 )
+
+
+def store_of(settings: Settings) -> TopologyStore:
+    """The twin that the settings name; nothing is opened yet."""
+    file = store_file(settings)
+    return MemoryStore() if file is None else SqliteStore(file)

@@ -28,6 +28,12 @@ class Known:
     claim_epochs: tuple[int, ...]  # slot -> config epoch
 
 
+def claims_of(view: TopologyView) -> tuple[int, ...]:
+    """slot -> config epoch of its owner, for a view that another proxy made: what is known of the claims to it."""
+    epochs = [*(shard.primary.config_epoch for shard in view.shards), 0]  # the last stands for no owner: -1
+    return tuple([epochs[owner] for owner in view.shard_of_slot])
+
+
 def best_lines(reports: Sequence[Report]) -> dict[str, NodeLine]:
     """Node id -> its own line when it answered, else the others' line with the highest config epoch."""
     lines: dict[str, NodeLine] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from proxy.cli.main import DONE, FAILED
 from proxy.embedded.cluster import Cluster, ClusterError
 from proxy.embedded.detached import NodeState, find_detached, node_state, start_detached, stop_detached
 from proxy.embedded.engine import EngineNotFound, find_engine
+from proxy.settings.state import state_directory
 from routing.topology import Role
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def default_directory(base_port: int) -> Path:
     """Where the cluster that starts at ``base_port`` is found when nothing else is said."""
-    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state_home) / "steadyread" / f"cluster-{base_port}"
+    return state_directory() / f"cluster-{base_port}"
 
 
 async def _start(arguments: argparse.Namespace, directory: Path) -> int:

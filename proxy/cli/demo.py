@@ -42,6 +42,7 @@ from proxy.embedded.traffic import (
     tags_in_slots_of,
     write_first_values,
 )
+from proxy.settings.state import MEMORY
 from routing.slot import slot_of
 from routing.topology import Address
 
@@ -210,7 +211,7 @@ async def _steadyread(cluster: Cluster) -> AsyncIterator[Address]:
 
 def _serve_command(seed: Address, listen: Address, admin: Address) -> list[str]:
     options = ("--seed", str(seed), "--listen", str(listen), "--admin", str(admin))
-    return [sys.executable, "-m", "proxy", "serve", *options]
+    return [sys.executable, "-m", "proxy", "serve", *options, "--set", f"store.file={MEMORY}"]
 
 
 async def _wait_serving(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:

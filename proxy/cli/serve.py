@@ -16,6 +16,7 @@ from proxy.embedded.engine import EngineNotFound, find_engine
 from proxy.log import configure, get_logger
 from proxy.settings import Settings
 from proxy.settings.load import SettingsError
+from proxy.settings.state import MEMORY
 
 if TYPE_CHECKING:
     from proxy.cli.main import Subparsers
@@ -75,7 +76,11 @@ async def _serve_embedded(settings: Settings, program: str | None) -> None:
     log.info("embedded_cluster_starting", engine=str(engine))
     async with running_cluster(engine) as cluster:
         log.info("embedded_cluster_started", engine=str(engine), nodes=list(cluster.addresses))
-        await Proxy(replace(settings, cluster=replace(settings.cluster, seeds=cluster.addresses))).run()
+        # The cluster is gone when the proxy is: a record of it is kept only where one was asked for.
+        store = replace(settings.store, file=settings.store.file or MEMORY)
+        await Proxy(
+            replace(settings, cluster=replace(settings.cluster, seeds=cluster.addresses), store=store)
+        ).run()
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -92,7 +92,15 @@ class ClusterSettings:
             above=0,
             at_most=DAY_SECONDS,
         ),
-    ] = 1.0
+    ] = 0.5
+    migration_stuck_seconds: Annotated[
+        float,
+        Says(
+            "A migration in which for this long no slot changed hands and no key moved is called stuck.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 30.0
     unsent_bytes_max: Annotated[
         int,
         Says(
@@ -173,6 +181,24 @@ class CommandSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The topology store: the record of the shard map, its changes, and what operators did."""
+
+    file: Annotated[
+        str,
+        Says(
+            "The SQLite file. Proxies of one cluster on one machine share it, and one of them looks at the cluster "
+            'for all. "memory" means that the record ends with the process. "" means a file named after the admin '
+            "port, in $XDG_STATE_HOME/steadyread or ~/.local/state/steadyread; or memory when that port is 0."
+        ),
+    ] = ""
+    events_kept_max: Annotated[int, Says("Events kept; the oldest go first.", at_least=1000)] = 1_000_000
+    views_kept_max: Annotated[
+        int, Says("Versions of the shard map kept; the oldest go first.", at_least=10)
+    ] = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class AdminSettings:
     """The admin port: health, metrics, topology."""
 
@@ -208,3 +234,4 @@ class Settings:
     clients: ClientSettings = field(default_factory=ClientSettings)
     commands: CommandSettings = field(default_factory=CommandSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)

@@ -30,7 +30,7 @@ Numbers in keys have 16 digits, so that the order of the keys is the order of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, groupby, repeat
 from typing import Any, Final
 
@@ -303,6 +303,34 @@ def migration_of(content: Mapping[str, Any]) -> MigrationRecord:
         raise StoreRefusedError(f"a migration in the store is damaged: {error!r}") from error
 
 
-def renumbered(event: Event, number: int, seen_by: str) -> Event:
-    """The event as it is recorded."""
-    return replace(event, number=number, seen_by=seen_by)
+def pack_migration(record: MigrationRecord) -> bytes:
+    return pack(migration_content(record))
+
+
+def unpack_migration(value: bytes) -> MigrationRecord:
+    """Raises StoreRefusedError."""
+    return migration_of(unpack(value, "migration"))
+
+
+# -- who looks
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The discoverer's last look at the cluster."""
+
+    at: float  # Unix seconds
+    by: str
+    is_last: bool  # it stopped, and said so
+
+
+def pack_looked(looked: Looked) -> bytes:
+    return pack([looked.at, looked.by, looked.is_last])
+
+
+def unpack_looked(value: bytes) -> Looked:
+    """Raises StoreRefusedError."""
+    try:
+        return Looked(*unpack(value, "last look"))
+    except TypeError as error:
+        raise StoreRefusedError(f"the store's last look is damaged: {error!r}") from error

@@ -128,7 +128,12 @@ class Testbed:
             arguments = ["taskset", "-c", str(self._proxy_core), *arguments]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                arguments, cwd=cwd or self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                arguments,
+                cwd=cwd or self.directory,
+                env={**os.environ, "XDG_STATE_HOME": str(self.directory)},  # where a proxy keeps its record
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         self._logs[name] = log_path
         self._stack.callback(_stop, process)

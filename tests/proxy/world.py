@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -240,7 +240,7 @@ class World:
         self.hub = Hub()
         self.nodes = tuple(FakeNode(index) for index in range(node_count))
         dialer = FakeDialer(self.hub, "", "", 1.0, unsent_bytes_max, self.nodes)
-        self.topology = Topology(dialer, [node.address for node in self.nodes], 1.0)
+        self.topology = Topology()
         self.upstreams = Nodes(dialer, nursery, DEADLINE_SECONDS)
         self.private = PrivateConnections(dialer, 100)
         self.exchange = Exchange(
@@ -260,10 +260,9 @@ class World:
 
     def see(self) -> None:
         """Discovery finds ``owners`` and ``migrations`` as they are now."""
-        view = self.topology.view
         nodes = [Node(node.id, node.address, Role.PRIMARY) for node in self.nodes]
         seen = TopologyView(
-            revision=view.revision,
+            revision=0,
             epoch=1,
             shards=tuple(map(Shard, nodes)),
             shard_of_slot=tuple(self.owners),
@@ -272,8 +271,7 @@ class World:
                 for slot, (source, target) in sorted(self.migrations.items())
             ),
         )
-        if seen != view:
-            self.topology._set_view(replace(seen, revision=view.revision + 1))
+        self.topology.adopt(seen, trio.current_time())
 
     def client(self) -> Client:
         client = Client(self)

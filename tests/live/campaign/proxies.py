@@ -68,8 +68,10 @@ class Steadyread:
         command = [sys.executable, "-m", "proxy", "serve", "--listen", str(address), "--admin", str(admin)]
         for seed in cluster.addresses[:3]:
             command += ["--seed", str(seed)]
-        async with serving_process(command, address):
-            yield address
+        with tempfile.TemporaryDirectory(prefix="steadyread-record-") as directory:
+            command += ["--set", f"store.file={directory}/topology.sqlite"]
+            async with serving_process(command, address):
+                yield address
 
 
 @dataclass(frozen=True, slots=True)

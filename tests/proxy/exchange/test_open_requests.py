@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from proxy.exchange.open_requests import RESENDS_MAX
 from proxy.protocol.encode import frame
 from proxy.protocol.replies import ServerError
+from proxy.topology.discovery import Discovery
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ASKING
 from routing.slot import slot_of
@@ -519,10 +520,12 @@ async def test_a_node_is_asked_once_when_a_moved_names_a_replica(world: World) -
     """Else two askers open a connection each, and one of them stays open with no owner."""
     shard, *others = world.topology.view.shards
     replica = Node("f" * 40, Address("node", 7100), Role.REPLICA, primary_id=shard.primary.id)
-    world.topology._set_view(
-        replace(world.topology.view, revision=99, shards=(Shard(shard.primary, (replica,)), *others))
+    world.topology.adopt(
+        replace(world.topology.view, shards=(Shard(shard.primary, (replica,)), *others)), trio.current_time()
     )
     world.topology.on_moved(0, replica.address)
-    asked = world.topology._whom_to_ask()
-    assert replica.address in asked
-    assert len(asked) == len(set(asked))
+    discovery = Discovery(world.exchange.private._dialer, ())
+    look = await discovery.look(world.topology.view, with_seeds=False)
+    discovery.close()
+    assert replica.address in look.asked
+    assert len(look.asked) == len(set(look.asked))

@@ -133,7 +133,7 @@ class World:
         self.nodes = nodes
         hub = Hub()
         dialer = Dialer(hub, "", "", 1.0, 1024 * 1024)
-        self.topology = Topology(dialer, [node.address for node in nodes], 60.0)
+        self.topology = Topology()
         self.private = PrivateConnections(dialer, 4)
         self.shared = Nodes(dialer, nursery, deadline_seconds)
         exchange = Exchange(
@@ -164,12 +164,12 @@ class World:
             Node(f"{index:040d}", node.address, Role.PRIMARY) for index, node in enumerate(self.nodes)
         ]
         view = TopologyView(
-            revision=self.topology.view.revision + 1,
+            revision=0,
             epoch=1,
             shards=tuple(Shard(primary) for primary in primaries),
             shard_of_slot=tuple(owner(slot) for slot in range(SLOT_COUNT)),
         )
-        self.topology._set_view(view)
+        self.topology.adopt(view, trio.current_time())
 
     def say(self, *words: str) -> None:
         self.client.receive(command(*words))
@@ -462,7 +462,7 @@ async def test_a_line_to_a_node_that_left_the_cluster_is_replaced() -> None:
             replace(shard, primary=replace(shard.primary, is_failing=shard.primary.address == first.address))
             for shard in view.shards
         )
-        world.topology._set_view(replace(view, shards=shards))
+        world.topology.adopt(replace(view, shards=shards), trio.current_time())
         await world.eventually(lambda: second.subscribed and not first.subscribed)
 
 

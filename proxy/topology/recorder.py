@@ -1,0 +1,278 @@
+"""Writes what was seen into the store: a version of the map, the events that lead to it, and their migrations.
+
+One commit holds them all, so the record never shows a map without the events that explain it, or the other way
+round. The events are made from what the store holds and from what is seen now. So nothing needs to be kept back
+while the store takes no writes: when it does again, the difference is recorded, and an event says for how long
+nothing was.
+
+Only the discoverer records, and each commit expects its lease's entry: one that was the discoverer, and does not know
+yet that it is no more, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from proxy.store.interface import ABSENT, ConflictError, Expect, Operation, Put, TopologyStore
+from proxy.store.records import (
+    DISCOVERER,
+    EVENT_HEAD,
+    EVENTS,
+    LOOKED,
+    MIGRATIONS,
+    TIMELINE,
+    VIEW,
+    VIEW_NODES,
+    VIEWS,
+    VIEWS_BY_EPOCH,
+    VIEWS_BY_TIME,
+    Looked,
+    ViewRecord,
+    numbered,
+    pack,
+    pack_event,
+    pack_looked,
+    pack_migration,
+    pack_nodes,
+    pack_timeline,
+    pack_view,
+    unpack,
+    unpack_looked,
+    unpack_timeline,
+)
+from proxy.topology.views import ViewReader
+from routing.timeline import Advance, Event, EventKind, Observation, Plain, Timeline, TimelineLimits, advance
+from routing.topology import EMPTY_VIEW
+
+MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Where the record stands: what the next commit builds on, and the revisions that it expects."""
+
+    view: ViewRecord | None
+    view_revision: int
+    timeline: Timeline
+    timeline_revision: int
+    event_count: int
+    events_revision: int
+    looked: Looked | None
+
+
+class Recorder:
+    """Of one proxy, for as long as it is the discoverer."""
+
+    def __init__(
+        self, store: TopologyStore, views: ViewReader, proxy_id: str, limits: TimelineLimits
+    ) -> None:
+        self.records_total = 0  # commits
+        self.events_total = 0
+        self._store = store
+        self._proxy_id = proxy_id
+        self._limits = limits
+        self._views = views
+        self._head: _Head | None = None
+        self._missed: tuple[float, str] | None = None  # (Unix seconds, why) of the first look not recorded
+        self._missed_count = 0
+
+    @property
+    def number(self) -> int:
+        """Of the newest version of the map on record, as far as this proxy knows; 0 if it does not."""
+        return 0 if self._head is None or self._head.view is None else self._head.view.number
+
+    def miss(self, at: float, reason: str) -> None:
+        """A look was not recorded. The next commit makes an event of it."""
+        if self._missed is None:
+            self._missed = (at, reason)
+        self._missed_count += 1
+        self._head = None  # whether the last commit happened is not known: read again
+
+    async def record(self, observation: Observation, look: int, leadership: int) -> Advance:
+        """Record one look. ``leadership`` is the revision of the discoverer's entry.
+
+        Returns what was made of it; ``look`` counts this proxy's looks. Nothing is written if nothing is new. Raises
+        StoreError, and ConflictError for DISCOVERER when another proxy is the discoverer by now. If cancelled, the
+        commit may have happened: call ``miss``.
+        """
+        while True:
+            head = self._head or await self._read_head()
+            made = advance(head.timeline, observation, self._limits)
+            events = [*self._own_events(head, observation), *made.events]
+            operations, next_head = self._operations(head, made, events, observation, look)
+            try:
+                if operations:
+                    revision = await self._store.commit(
+                        operations,
+                        [
+                            Expect(DISCOVERER, leadership),
+                            Expect(VIEW, head.view_revision),
+                            Expect(TIMELINE, head.timeline_revision),
+                            Expect(EVENT_HEAD, head.events_revision),
+                        ],
+                    )
+                    next_head = _at(next_head, operations, revision)
+                    self.records_total += 1
+                    self.events_total += len(events)
+                    if next_head.view is not None:
+                        self._views.remember(next_head.view)
+            except ConflictError as conflict:
+                self._head = None
+                if conflict.key == DISCOVERER:
+                    raise
+                continue  # an operator's act put an event on the timeline meanwhile
+            self._head = next_head
+            self._missed, self._missed_count = None, 0
+            return made
+
+    async def touch(self, at: float, leadership: int, *, is_last: bool = False) -> None:
+        """Say that this proxy looked at ``at``, when nothing new was to be recorded for a while. Raises StoreError."""
+        looked = Looked(at, self._proxy_id, is_last)
+        await self._store.commit([Put(LOOKED, pack_looked(looked))], [Expect(DISCOVERER, leadership)])
+        if self._head is not None:
+            self._head = replace(
+                self._head, timeline=replace(self._head.timeline, observed_at=at), looked=looked
+            )
+
+    async def _read_head(self) -> _Head:
+        """The record as it is. Reads again if it changes between two reads."""
+        while True:
+            view_entry = await self._store.get(VIEW)
+            timeline_entry = await self._store.get(TIMELINE)
+            events_entry = await self._store.get(EVENT_HEAD)
+            looked_entry = await self._store.get(LOOKED)
+            view = (
+                None
+                if view_entry is None
+                else await self._views.version(unpack(view_entry.value, "map's number"))
+            )
+            again = await self._store.get(VIEW)
+            if (again and again.revision) == (view_entry and view_entry.revision):
+                break
+        looked = None if looked_entry is None else unpack_looked(looked_entry.value)
+        timeline = Timeline() if timeline_entry is None else unpack_timeline(timeline_entry.value)
+        return _Head(
+            view=view,
+            view_revision=ABSENT if view_entry is None else view_entry.revision,
+            timeline=replace(
+                timeline,
+                view=EMPTY_VIEW if view is None else view.view,
+                observed_at=0.0 if looked is None else looked.at,
+            ),
+            timeline_revision=ABSENT if timeline_entry is None else timeline_entry.revision,
+            event_count=0 if events_entry is None else unpack(events_entry.value, "number of events"),
+            events_revision=ABSENT if events_entry is None else events_entry.revision,
+            looked=looked,
+        )
+
+    def _own_events(self, head: _Head, observation: Observation) -> list[Event]:
+        """What the timeline must say of its own making: who looks now, and what was not recorded."""
+        events = []
+        looked = head.looked
+        if looked is None or looked.by != self._proxy_id:
+            evidence: dict[str, Plain] = {"discoverer": self._proxy_id}
+            message = f"{self._proxy_id} looks at the cluster"
+            if looked is not None:
+                unseen = max(0.0, observation.at - looked.at)
+                evidence |= {
+                    "former": looked.by,
+                    "former_said_so": looked.is_last,
+                    "last_look_at": looked.at,
+                    "unseen_seconds": round(unseen, 3),
+                }
+                ending = "which stopped" if looked.is_last else "which ended without saying so"
+                message += f" in place of {looked.by}, {ending}; nobody looked for {unseen:.1f} s"
+            events.append(
+                Event(
+                    EventKind.DISCOVERER_CHANGED,
+                    observation.at,
+                    message,
+                    observation.view.epoch,
+                    evidence=evidence,
+                )
+            )
+        if self._missed is not None:
+            since, reason = self._missed
+            seconds = observation.at - since
+            events.append(
+                Event(
+                    EventKind.OBSERVATION_GAP,
+                    observation.at,
+                    f"nothing was recorded for {seconds:.1f} s; changes of that time are seen as one: {reason}",
+                    observation.view.epoch,
+                    evidence={
+                        "from": since,
+                        "to": observation.at,
+                        "looks_not_recorded": self._missed_count,
+                        "reason": reason,
+                    },
+                )
+            )
+        return events
+
+    def _operations(
+        self, head: _Head, made: Advance, events: Sequence[Event], observation: Observation, look: int
+    ) -> tuple[list[Operation], _Head]:
+        """The commit, and the head after it but for the revisions."""
+        operations: list[Operation] = []
+        view = head.view
+        if view is None or not _is_same(view, observation):
+            operations_of_view, view = self._new_version(head.view, observation, look)
+            operations += operations_of_view
+        for number, event in enumerate(events, start=head.event_count + 1):
+            recorded = replace(event, number=number, seen_by=self._proxy_id)
+            operations.append(Put(numbered(EVENTS, number), pack_event(recorded)))
+        event_count = head.event_count + len(events)
+        if events:
+            operations.append(Put(EVENT_HEAD, pack(event_count)))
+        operations += [Put(f"{MIGRATIONS}{record.id}", pack_migration(record)) for record in made.migrations]
+        looked = Looked(observation.at, self._proxy_id, False)
+        if operations or pack_timeline(made.timeline) != pack_timeline(head.timeline):
+            operations.append(Put(TIMELINE, pack_timeline(made.timeline)))
+            operations.append(Put(LOOKED, pack_looked(looked)))
+        else:
+            looked = head.looked or looked
+        return operations, replace(
+            head, view=view, timeline=made.timeline, event_count=event_count, looked=looked
+        )
+
+    def _new_version(
+        self, last: ViewRecord | None, observation: Observation, look: int
+    ) -> tuple[list[Operation], ViewRecord]:
+        number = 1 if last is None else last.number + 1
+        # Later versions have later times, also when the clock was set back.
+        at = observation.at if last is None else max(observation.at, last.at + 1 / MICROSECONDS)
+        has_same_nodes = last is not None and last.view.shards == observation.view.shards
+        record = ViewRecord(
+            number=number,
+            at=at,
+            writer=self._proxy_id,
+            look=look,
+            nodes_number=last.nodes_number if last is not None and has_same_nodes else number,
+            view=replace(observation.view, revision=number),
+        )
+        operations: list[Operation] = [
+            Put(VIEW, pack(number)),
+            Put(numbered(VIEWS, number), pack_view(record)),
+            Put(numbered(f"{numbered(VIEWS_BY_TIME, round(at * MICROSECONDS))}/", number), b""),
+            Put(numbered(f"{numbered(VIEWS_BY_EPOCH, record.view.epoch)}/", number), b""),
+        ]
+        if not has_same_nodes:
+            operations.append(Put(numbered(VIEW_NODES, number), pack_nodes(record.view.shards)))
+        return operations, record
+
+
+def _is_same(record: ViewRecord, observation: Observation) -> bool:
+    return replace(observation.view, revision=record.view.revision) == record.view
+
+
+def _at(head: _Head, operations: Sequence[Operation], revision: int) -> _Head:
+    """The head after a commit got its revision."""
+    written = {operation.key for operation in operations}
+    return replace(
+        head,
+        view_revision=revision if VIEW in written else head.view_revision,
+        timeline_revision=revision if TIMELINE in written else head.timeline_revision,
+        events_revision=revision if EVENT_HEAD in written else head.events_revision,
+    )
