@@ -38,7 +38,7 @@ from proxy.settings import Settings
 from proxy.settings.state import store_file
 from proxy.store.interface import TopologyStore
 from proxy.store.memory import MemoryStore
-from proxy.store.sqlite import SqliteStore
+from proxy.store.sqlite import store_at
 from proxy.topology.discovery import Discovery
 from proxy.topology.keeper import Keeper
 from proxy.topology.service import Topology
@@ -306,4 +306,4 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
 def store_of(settings: Settings) -> TopologyStore:
     """The twin that the settings name; nothing is opened yet."""
     file = store_file(settings)
-    return MemoryStore() if file is None else SqliteStore(file)
+    return MemoryStore() if file is None else store_at(file)

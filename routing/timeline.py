@@ -58,6 +58,7 @@ __all__ = [
     "Timeline",
     "TimelineLimits",
     "advance",
+    "current_anomalies",
 ]
 
 
@@ -120,7 +121,7 @@ def advance(timeline: Timeline, observation: Observation, limits: TimelineLimits
     An observation without any shard changes nothing: no node has answered yet.
     """
     if not observation.view.shards:
-        return Advance(replace(timeline, observed_at=observation.at), (), (), _current(timeline.anomalies))
+        return Advance(replace(timeline, observed_at=observation.at), (), (), current_anomalies(timeline))
     look = _Look(timeline, observation, limits)
     look.see_gap()
     look.see_cluster()
@@ -134,8 +135,9 @@ def advance(timeline: Timeline, observation: Observation, limits: TimelineLimits
     return look.concluded()
 
 
-def _current(states: Iterable[AnomalyState]) -> tuple[Anomaly, ...]:
-    return tuple(state.anomaly for state in states if state.is_found)
+def current_anomalies(timeline: Timeline) -> tuple[Anomaly, ...]:
+    """Those that count now."""
+    return tuple(state.anomaly for state in timeline.anomalies if state.is_found)
 
 
 class _Look:

@@ -30,7 +30,7 @@ Numbers in keys have 16 digits, so that the order of the keys is the order of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, repeat
 from typing import Any, Final
 

@@ -73,14 +73,19 @@ async def open_store(
     is damaged, of a newer version, or no store, and leaves it and its -wal as they are; StoreUnavailableError.
     """
 
-    def opened() -> SqliteStore:
-        boot = BOOT_ID.read_text("ascii").strip() if boot_id is None else boot_id
-        return SqliteStore(StoreFile(path), now, boot)
+    file = StoreFile(path)
+    await trio.to_thread.run_sync(file.open, abandon_on_cancel=True)
+    return SqliteStore(file, now, boot_id or this_boot())
 
-    try:
-        return await trio.to_thread.run_sync(opened, abandon_on_cancel=True)
-    except OSError as error:
-        raise StoreUnavailableError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+def store_at(path: Path) -> SqliteStore:
+    """The store in this file, opened by its first use: until it can be, every call raises why."""
+    return SqliteStore(StoreFile(path), time.monotonic, this_boot())
+
+
+def this_boot() -> str:
+    """The id of the machine's boot. Linux has it always."""
+    return BOOT_ID.read_text("ascii").strip()
 
 
 class SqliteStore:

@@ -49,6 +49,9 @@ READER_CACHE_KIB: Final = 16 * 1024
 REOPENINGS_MAX: Final = 2  # for one call; a file that is exchanged more often than that is unavailable
 
 PLACE_BITS: Final = 20  # log.id is revision << PLACE_BITS | place within the commit
+REFUSAL_SECONDS: Final = (
+    1.0  # a file that was refused is checked again after this time, or when it was exchanged
+)
 NOTICE_SECONDS: Final = 600.0  # how long an operator is told of an exchanged file, or of damage
 NOTICES_MAX: Final = 8
 
@@ -103,7 +106,7 @@ class StoreFile:
     """A store's file. Its methods may be called from any thread; they raise StoreError and nothing of sqlite3's."""
 
     def __init__(self, path: Path) -> None:
-        """Opens it, or makes it. Raises StoreRefusedError, StoreUnavailableError."""
+        """Touches nothing yet: ``open`` or the first use opens the file."""
         # SQLite names the -wal after what a symbolic link leads to, so that is what is looked at.
         self.path = Path(os.path.realpath(path))
         self.writer, self.reader, self.keeper, self.checkpointer = (Line(threading.Lock()) for _ in range(4))
@@ -113,7 +116,11 @@ class StoreFile:
         self._store_id = ""  # of the content that is known
         self._revision = 0  # the highest ever seen
         self._notices: dict[str, float] = {}  # what happened to the file -> when, in monotonic seconds
-        self._open()
+        self._refused: tuple[_Identity, float, str] | None = None  # which files, when (monotonic), why
+
+    def open(self) -> None:
+        """Open it, or make it. Raises StoreRefusedError, StoreUnavailableError."""
+        self._open_again()
 
     def read(self, line: Line, work: Callable[[sqlite3.Connection], T]) -> T:
         """``work`` within one read transaction: it sees one state of the store."""
@@ -245,11 +252,20 @@ class StoreFile:
             if self._is_closed:
                 raise StoreUnavailableError(f"{self.path} is closed")
             is_open = all(line.connection is not None for line in self._lines)
-            if is_open and _identity(self.path) == self._identity:
+            found = _identity(self.path)
+            if is_open and found == self._identity:
                 return  # another thread was faster
+            if self._refused is not None and self._refused[0] == found:
+                _, at, why = self._refused
+                if time.monotonic() - at < REFUSAL_SECONDS:
+                    raise StoreRefusedError(why)
             self._save()
             self._close_lines()
-            self._open()
+            try:
+                self._open()
+            except StoreRefusedError as error:
+                self._refused = (found, time.monotonic(), str(error))
+                raise
 
     def _open(self) -> None:
         try:

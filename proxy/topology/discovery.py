@@ -18,7 +18,17 @@ from proxy.protocol.replies import ReplyError, ServerError, decode
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.reply_slot import ConnectionLostError
-from routing.cluster_nodes import Report, ReportError, parse_atomic_migrations, parse_info, parse_nodes
+from routing.cluster_nodes import (
+    Report,
+    ReportError,
+    parse_atomic_migrations,
+    parse_finished_migrations,
+    parse_info,
+    parse_key_count,
+    parse_nodes,
+    parse_replication,
+    parse_used_bytes,
+)
 from routing.topology import Address, MigrationKind, TopologyView
 
 ASKED_MAX = 16  # nodes per round
@@ -161,6 +171,13 @@ class Discovery:
             asked.engine_version = server.get("redis_version", "")
         cluster = parse_info(_text(await _ask_one(connection, "CLUSTER", "INFO")))
         myself, others = parse_nodes(_text(await _ask_one(connection, "CLUSTER", "NODES")), address)
+        replication = parse_replication(_text(await _ask_one(connection, "INFO", "replication")))
+        if trio.current_time() - asked.sizes_at > SIZES_SECONDS:
+            asked.sizes_at = trio.current_time()
+            asked.sizes = (
+                parse_key_count(_text(await _ask_one(connection, "INFO", "keyspace"))),
+                parse_used_bytes(_text(await _ask_one(connection, "INFO", "memory"))),
+            )
         jobs: Sequence[Any] = ()
         if asked.tells_atomic:
             try:
@@ -175,6 +192,10 @@ class Discovery:
             current_epoch=_number(cluster.get("cluster_current_epoch", "0")),
             is_cluster_ok=cluster.get("cluster_state") == "ok",
             atomic_migrations=parse_atomic_migrations(jobs),
+            replication=replication,
+            finished_migrations=parse_finished_migrations(jobs),
+            key_count=asked.sizes[0],
+            used_bytes=asked.sizes[1],
         )
 
     async def _count_keys(self, view: TopologyView) -> dict[tuple[int, str], int]:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
-from routing.anomalies import Anomaly
 
 from proxy.log import get_logger
 from proxy.store.interface import (
@@ -52,9 +51,11 @@ from proxy.topology.recorder import Recorder
 from proxy.topology.service import Topology
 from proxy.topology.store_health import StoreHealth
 from proxy.topology.views import ViewReader
+from routing.anomalies import Anomaly
 from routing.discovery import Known, claims_of, merge
+from routing.observation import Observation
 from routing.slot import SLOT_COUNT
-from routing.timeline import Observation, TimelineLimits
+from routing.timeline import TimelineLimits, current_anomalies
 from routing.topology import TopologyView
 
 BUSY_SECONDS = 0.1  # between looks while slots move or a node is in trouble
@@ -227,8 +228,9 @@ class Keeper:
     async def _want(self) -> None:
         """Ask the discoverer to look."""
         try:
-            await self._store.commit([Put(WANTED, pack(self.proxy_id))])
-            self._health.on_written()
+            with trio.move_on_after(WANT_SECONDS):
+                await self._store.commit([Put(WANTED, pack(self.proxy_id))])
+                self._health.on_written()
         except StoreError as error:
             self._health.on_write_problem(str(error))
 
@@ -354,7 +356,7 @@ class Keeper:
 
     def _on_timeline(self, value: bytes) -> None:
         if not self.is_discoverer:
-            self.anomalies = unpack_timeline(value).current_anomalies
+            self.anomalies = current_anomalies(unpack_timeline(value))
 
     async def _on_version(self, number: int) -> None:
         record = await self._views.version(number)
@@ -393,34 +395,48 @@ class Keeper:
         """Say that this proxy runs, and be the discoverer whenever nobody else is."""
         while True:
             try:
-                began = trio.current_time()
-                self._lease = await self._store.grant(LEASE_SECONDS)
-                await self._store.commit(
-                    [Put(f"{PROXIES}{self.proxy_id}", pack({"started_at": self._clock()}), self._lease)]
-                )
-                self._lease_ends_at = began + LEASE_SECONDS
+                await self._take_lease()
                 while True:
                     if not self.is_discoverer and not self._is_foreign:
                         await self._stand()
                     with trio.move_on_after(RENEW_SECONDS):
                         await self._vacant.wait()
-                    began = trio.current_time()
-                    await self._store.renew(self._lease)
-                    self._lease_ends_at = began + LEASE_SECONDS
-                    self._health.on_written()
+                    await self._renew_lease()
             except LeaseExpiredError:
                 log.warning("lease_ended", reason="the store was not reached in time")
                 self._leadership = 0
             except StoreError as error:
                 self._health.on_write_problem(str(error))
                 await trio.sleep(RETRY_SECONDS)
+            except trio.TooSlowError:
+                self._health.on_write_problem(
+                    f"the store {self._store.name} did not answer within {LEASE_SECONDS:g} s"
+                )
+
+    async def _take_lease(self) -> None:
+        self._leadership = 0  # what hung on an earlier lease ends with that
+        began = trio.current_time()
+        with trio.fail_after(LEASE_SECONDS):
+            self._lease = await self._store.grant(LEASE_SECONDS)
+            await self._store.commit(
+                [Put(f"{PROXIES}{self.proxy_id}", pack({"started_at": self._clock()}), self._lease)]
+            )
+        self._lease_ends_at = began + LEASE_SECONDS
+
+    async def _renew_lease(self) -> None:
+        began = trio.current_time()
+        with trio.fail_after(LEASE_SECONDS):
+            await self._store.renew(self._lease)
+        self._lease_ends_at = began + LEASE_SECONDS
+        self._health.on_written()
 
     async def _stand(self) -> None:
         """Become the discoverer if nobody is."""
         try:
-            self._leadership = await self._store.commit(
-                [Put(DISCOVERER, pack(self.proxy_id), self._lease)], [Expect(DISCOVERER, ABSENT)]
-            )
+            with trio.fail_after(LEASE_SECONDS):
+                self._leadership = await self._store.commit(
+                    [Put(DISCOVERER, pack(self.proxy_id), self._lease)], [Expect(DISCOVERER, ABSENT)]
+                )
         except ConflictError:
             self._leadership = 0
             return

@@ -171,7 +171,8 @@ async def test_redirections_without_end_end_at_the_deadline(autojump_clock: Mock
         if not any(node.has_unread() for node in world.nodes):
             await trio.sleep(0.001)
             await world.settle()
-    assert str(values[0]).startswith("NOTREADY")
+    # The deadline may strike while the write is at a node, which then answers in vain.
+    assert str(values[0]).startswith(("NOTREADY", "OUTCOMEUNKNOWN"))
     assert DEADLINE_SECONDS <= trio.current_time() - began < DEADLINE_SECONDS + 1
 
 

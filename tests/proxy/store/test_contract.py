@@ -63,7 +63,10 @@ async def test_read_is_in_the_order_of_the_keys(store: TopologyStore) -> None:
     await store.commit([Put("m", b""), Put("n", b""), Put("n0", b"")])
     first, last = prefix_range("n/")
     assert [entry.key for entry in await store.read(first, last, limit=3)] == ["n/000", "n/001", "n/002"]
-    assert [entry.key for entry in await store.read(first, last, limit=2, descending=True)] == ["n/019", "n/018"]
+    assert [entry.key for entry in await store.read(first, last, limit=2, descending=True)] == [
+        "n/019",
+        "n/018",
+    ]
     assert [entry.key for entry in await store.read("n/005", "n/007", limit=9)] == ["n/005", "n/006"]
     assert [entry.key for entry in await store.read("n/005", "n/007", limit=1, descending=True)] == ["n/006"]
     assert len(await store.read(first, last, limit=99)) == 20
