@@ -44,6 +44,7 @@ from proxy.store.records import (
     pack,
     unpack,
     unpack_looked,
+    unpack_number,
     unpack_timeline,
 )
 from proxy.topology.discovery import ANSWER_SECONDS, Discovery, Look
@@ -326,7 +327,7 @@ class Keeper:
             self._looked = unpack_looked(looked.value)
         view = await self._store.get(VIEW)
         if view is not None:
-            await self._on_version(unpack(view.value, "map's number"))
+            await self._on_version(unpack_number(view.value, "map's number"))
         return revision
 
     async def _on_batch(self, batch: Batch) -> None:
@@ -341,7 +342,7 @@ class Keeper:
         if WANTED in newest and self.is_discoverer:
             self.topology.refresh_soon()
         if (view := newest.get(VIEW)) is not None:
-            await self._on_version(unpack(view, "map's number"))
+            await self._on_version(unpack_number(view, "map's number"))
 
     def _on_discoverer(self, value: bytes | None) -> None:
         discoverer = "" if value is None else str(unpack(value, "discoverer"))

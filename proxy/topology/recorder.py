@@ -30,15 +30,16 @@ from proxy.store.records import (
     Looked,
     ViewRecord,
     numbered,
-    pack,
     pack_event,
     pack_looked,
     pack_migration,
     pack_nodes,
+    pack_number,
     pack_timeline,
     pack_view,
-    unpack,
+    renumbered,
     unpack_looked,
+    unpack_number,
     unpack_timeline,
 )
 from proxy.topology.views import ViewReader
@@ -145,7 +146,7 @@ class Recorder:
             view = (
                 None
                 if view_entry is None
-                else await self._views.version(unpack(view_entry.value, "map's number"))
+                else await self._views.version(unpack_number(view_entry.value, "map's number"))
             )
             again = await self._store.get(VIEW)
             if (again and again.revision) == (view_entry and view_entry.revision):
@@ -161,7 +162,7 @@ class Recorder:
                 observed_at=0.0 if looked is None else looked.at,
             ),
             timeline_revision=ABSENT if timeline_entry is None else timeline_entry.revision,
-            event_count=0 if events_entry is None else unpack(events_entry.value, "number of events"),
+            event_count=0 if events_entry is None else unpack_number(events_entry.value, "number of events"),
             events_revision=ABSENT if events_entry is None else events_entry.revision,
             looked=looked,
         )
@@ -221,11 +222,12 @@ class Recorder:
             operations_of_view, view = self._new_version(head.view, observation, look)
             operations += operations_of_view
         for number, event in enumerate(events, start=head.event_count + 1):
-            recorded = replace(event, number=number, seen_by=self._proxy_id)
-            operations.append(Put(numbered(EVENTS, number), pack_event(recorded)))
+            operations.append(
+                Put(numbered(EVENTS, number), pack_event(renumbered(event, number, self._proxy_id)))
+            )
         event_count = head.event_count + len(events)
         if events:
-            operations.append(Put(EVENT_HEAD, pack(event_count)))
+            operations.append(Put(EVENT_HEAD, pack_number(event_count)))
         operations += [Put(f"{MIGRATIONS}{record.id}", pack_migration(record)) for record in made.migrations]
         looked = Looked(observation.at, self._proxy_id, False)
         if operations or pack_timeline(made.timeline) != pack_timeline(head.timeline):
@@ -253,7 +255,7 @@ class Recorder:
             view=replace(observation.view, revision=number),
         )
         operations: list[Operation] = [
-            Put(VIEW, pack(number)),
+            Put(VIEW, pack_number(number)),
             Put(numbered(VIEWS, number), pack_view(record)),
             Put(numbered(f"{numbered(VIEWS_BY_TIME, round(at * MICROSECONDS))}/", number), b""),
             Put(numbered(f"{numbered(VIEWS_BY_EPOCH, record.view.epoch)}/", number), b""),
