@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from time import perf_counter
@@ -187,7 +188,7 @@ def test_pages_joined_are_all_events_that_match(
         assert pages[0].missing_before == (first if is_missing else None)
         assert all(page.missing_before is None for page in pages[1:])
         assert pages[-1].next_after == max(after, len(events))
-        for before, page in zip(pages, pages[1:], strict=False):
+        for before, page in itertools.pairwise(pages):
             assert page.looked_from == before.next_after + 1
         newest = await history.newest(limit, filter_, scan_max=scan_max)
         matching = [event for event in left if filter_.matches(event) and event.number >= newest.looked_from]
@@ -265,9 +266,7 @@ async def test_reading_a_long_record_leaves_the_loop_to_others(monkeypatch: pyte
         took = perf_counter() - began
         nursery.cancel_scope.cancel()
     assert page.next_after == 20_000
-    gaps = sorted(
-        later - earlier for earlier, later in zip(turns, turns[1:], strict=False) if earlier > began
-    )
+    gaps = sorted(later - earlier for earlier, later in itertools.pairwise(turns) if earlier > began)
     assert len(gaps) > 20_000 / history_module.READ_EVENTS
     assert gaps[len(gaps) * 9 // 10] < 0.002, took
 
