@@ -228,28 +228,29 @@ class AdminServer:
         with self._counted():
             if await self._is_taken(connection.begin_stream(response)) and not connection.is_head:
                 to_send, chunks = trio.open_memory_channel[bytes](0)
+                made_all = trio.Event()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._cancel_when_left, connection, nursery.cancel_scope)
-                    nursery.start_soon(self._produce, response, to_send, nursery.cancel_scope)
-                    is_whole = await self._send_chunks(connection, chunks)
+                    nursery.start_soon(self._produce, response, to_send, made_all)
+                    is_whole = await self._send_chunks(connection, chunks) and made_all.is_set()
                     nursery.cancel_scope.cancel()
         if is_whole:
             await self._is_taken(connection.end_stream())
         return False
 
     async def _produce(
-        self, response: StreamResponse, to_send: trio.MemorySendChannel[bytes], whole: trio.CancelScope
+        self, response: StreamResponse, to_send: trio.MemorySendChannel[bytes], made_all: trio.Event
     ) -> None:
-        """Makes chunks until there are no more, or the server stops. If that fails, ``whole`` is cancelled."""
+        """Makes chunks until there are no more, or the server stops; ``made_all`` says that it did not fail."""
         with to_send:
             try:
                 with self._until_stop():
                     async with aclosing(response.chunks()) as chunks:
                         async for chunk in chunks:
                             await to_send.send(chunk)
+                made_all.set()
             except Exception:
                 log.exception("admin_stream_failed")
-                whole.cancel()  # before the channel ends, which would look like the end of the stream
 
     async def _send_chunks(self, connection: _Connection, chunks: trio.MemoryReceiveChannel[bytes]) -> bool:
         """True if all were taken."""

@@ -237,6 +237,7 @@ async def test_those_who_wait_leave_room_for_short_questions() -> None:
         assert parse(await third.receive_some(), ["GET"])[0].status == 200
         await streaming.aclose()
         await source.closed.wait()
+        await trio.testing.wait_all_tasks_blocked()  # its tasks end
         await third.send_all(request("GET /stream"))
         assert (await third.receive_some()).startswith(b"HTTP/1.1 200 ")
 
