@@ -6,7 +6,7 @@ No I/O: ``proxy.admin.server`` reads and writes; the handlers in the table decid
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
@@ -74,7 +74,22 @@ class Response:
         return cls(status, _json(value), JSON_TYPE)
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+@dataclass(frozen=True, slots=True)
+class StreamResponse:
+    """A response whose body is made while it is sent, and whose end may never come.
+
+    The generator that ``chunks`` returns is closed when the caller leaves, or does not read, and when the server
+    stops: what it awaits is cancelled then. Empty chunks are passed over. If it raises, the body is cut off, so that
+    the caller does not take it for whole.
+    """
+
+    status: HTTPStatus
+    content_type: str
+    chunks: Callable[[], AsyncGenerator[bytes, None]]
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+Handler = Callable[[Request], Awaitable[Response | StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,9 @@ class Route:
     pattern: str
     handlers: Mapping[str, Handler]  # method -> handler; HEAD follows GET
     is_open: bool = False  # answered without a token
+    # For handlers that wait on purpose: their own deadline instead of the server's. They are cancelled when the
+    # caller leaves, and when the server stops.
+    deadline_seconds: float | None = None
 
     @property
     def allowed(self) -> tuple[str, ...]:

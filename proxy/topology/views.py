@@ -55,6 +55,8 @@ class ViewReader:
         if shards is None:
             nodes = await self._store.get(numbered(VIEW_NODES, nodes_number))
             if nodes is None:
+                if await self._store.get(numbered(VIEWS, number)) is None:
+                    return None  # retention removed both between the two reads
                 raise StoreRefusedError(
                     f"the store's map {number} has lost its nodes, {VIEW_NODES}{nodes_number}"
                 )

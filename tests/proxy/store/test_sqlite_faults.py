@@ -94,7 +94,9 @@ async def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     """Missing directories are made with mode 0700, the file and its -wal with 0600."""
     path = tmp_path / "one" / "two" / "store.db"
     store = await open_store(path)
-    modes = [stat.S_IMODE(os.stat(each).st_mode) for each in (path.parent.parent, path.parent, path, wal(path))]
+    modes = [
+        stat.S_IMODE(os.stat(each).st_mode) for each in (path.parent.parent, path.parent, path, wal(path))
+    ]
     await store.aclose()
     assert modes == [0o700, 0o700, 0o600, 0o600]
     assert not wal(path).exists()
