@@ -69,6 +69,11 @@ def numbered(prefix: str, number: int) -> str:
     return f"{prefix}{number:016d}"
 
 
+def number_of(key: str) -> int:
+    """The number with which a key ends."""
+    return int(key.rpartition("/")[2])
+
+
 # -- the envelope
 
 Forward = Callable[[Any], Any]  # content of one version -> content of the next
@@ -143,6 +148,25 @@ def nodes_number_of(value: bytes) -> int:
     """Which nodes part a value of ``views/N`` goes with."""
     number: int = unpack(value, "map")[3]
     return number
+
+
+def index_keys(number: int, at: float, epoch: int) -> tuple[str, str]:
+    """Under which keys version ``number`` is found by time and by epoch."""
+    return (
+        numbered(f"{numbered(VIEWS_BY_TIME, micros(at))}/", number),
+        numbered(f"{numbered(VIEWS_BY_EPOCH, epoch)}/", number),
+    )
+
+
+def index_keys_of(number: int, value: bytes) -> tuple[str, str]:
+    """The same, for the value of ``views/N``. Raises StoreRefusedError."""
+    at, _, _, _, epoch, *_ = unpack(value, "map")
+    return index_keys(number, at, epoch)
+
+
+def micros(at: float) -> int:
+    """Unix seconds as ``views-by-time`` counts them."""
+    return round(at * 1_000_000)
 
 
 def unpack_nodes(value: bytes) -> tuple[Shard, ...]:
