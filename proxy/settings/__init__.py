@@ -10,6 +10,7 @@ from proxy.settings.values import (
     ClusterSettings,
     CommandSettings,
     CrossSlotTransactions,
+    HookSettings,
     ListenerSettings,
     Settings,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "ClusterSettings",
     "CommandSettings",
     "CrossSlotTransactions",
+    "HookSettings",
     "ListenerSettings",
     "Settings",
 ]

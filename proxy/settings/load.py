@@ -7,7 +7,8 @@ The environment variable of an option is its path in capitals with two underscor
 ``STEADYREAD_CLUSTER__SEEDS="10.0.0.1:7000,10.0.0.2:7000"``, ``STEADYREAD_LISTENERS__0__ADDRESS``. A list is
 written with commas. A list of addresses for ``listeners`` itself (``STEADYREAD_LISTENERS``) replaces all.
 ``STEADYREAD_CONFIG`` names the file. What Kubernetes puts into the environment for a service that is called
-steadyread (``STEADYREAD_SERVICE_HOST``, ``STEADYREAD_PORT``, ...) is not a setting and is passed over.
+steadyread (``STEADYREAD_SERVICE_HOST``, ``STEADYREAD_PORT``, ...) is not a setting and is passed over, like what
+the proxy itself tells a hook's command.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import date, datetime, time
 from enum import IntEnum
 from pathlib import Path as FilePath
 
+from proxy.settings.hooks import hook_problems
 from proxy.settings.positions import Path, lines_of
 from proxy.settings.schema import (
     ENVIRONMENT_PREFIX,
@@ -33,7 +35,7 @@ from proxy.settings.schema import (
     table_of,
     variable_of,
 )
-from proxy.settings.values import Settings
+from proxy.settings.values import EVENT_VARIABLES, Settings
 from routing.topology import Address
 
 CONFIG_VARIABLE = "STEADYREAD_CONFIG"
@@ -159,6 +161,7 @@ class _Loading:
         self._root = table_of(Settings)
         self._given: dict[Path, _Given] = {}
         self._array_counts: dict[Path, int] = {}  # array of tables -> how many; absent means the default
+        self._table_origins: dict[Path, Origin] = {}  # each table of an array in the file -> its header
         self._wrong: set[Path] = set()  # options that some source gave wrongly
         self._problems: list[Problem] = []
         self._is_file_lost = False  # it was named but could not be read
@@ -196,7 +199,7 @@ class _Loading:
     def add_environment(self, environment: Mapping[str, str]) -> None:
         for variable in sorted(environment):
             text = environment[variable]
-            if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE:
+            if not variable.startswith(ENVIRONMENT_PREFIX) or variable in (CONFIG_VARIABLE, *EVENT_VARIABLES):
                 continue
             if _is_from_kubernetes(variable, text):
                 continue
@@ -239,9 +242,10 @@ class _Loading:
                     self._complain(origin_of(here), here, None, message)
                     continue
                 self._array_counts[here] = len(value)
-                if not value:
+                if not value and entry.count_default:
                     self._complain(origin_of(here), here, None, f"give at least one {entry.header} table")
                 for index, element in enumerate(value):
+                    self._table_origins[(*here, index)] = origin_of((*here, index))
                     self._add_table(element, entry, (*here, index), origin_of)
             elif isinstance(value, dict):
                 self._add_table(value, entry, here, origin_of)
@@ -299,7 +303,7 @@ class _Loading:
         if not isinstance(option, Option):
             raise TypeError(f"{table.header} must begin with an option")
         texts = [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
-        if not texts:
+        if not texts and table.count_default:
             self._complain(origin, path, _shown(text), f"give at least one {name}")
             return
         self._given = {key: given for key, given in self._given.items() if key[: len(path)] != path}
@@ -315,7 +319,7 @@ class _Loading:
             if not isinstance(entry, Table) or not entry.is_array:
                 continue
             path: Path = (name,)
-            count = self._array_counts.get(path, 1)
+            count = self._array_counts.get(path, entry.count_default)
             for key in sorted((key for key in self._given if key[0] == name), key=lambda key: int(key[1])):
                 index = int(key[1])
                 if index > count:
@@ -345,7 +349,7 @@ class _Loading:
 
     def _read_secret_files(self) -> None:
         """``x_file`` beside a secret ``x``: the stronger source wins; one source may give only one."""
-        for path, option in list(self._root.options()):
+        for path, option in list(self._root.options(counts=self._array_counts)):
             file_path = (*path[:-1], f"{path[-1]}_file")
             named = self._given.get(file_path)
             if not option.says.is_secret or named is None or named.value == "":
@@ -408,6 +412,9 @@ class _Loading:
                 SECRET_SHOWN,
                 "give printable ASCII without spaces, as HTTP headers carry it",
             )
+        for problem in hook_problems(settings.hooks):
+            value = SECRET_SHOWN if problem.value is None else _shown(problem.value)
+            self._complain_together(problem.path, value, problem.message, also=problem.also)
         taken: dict[Address, Path] = {}
         ports = [
             (listener.address, ("listeners", i, "address")) for i, listener in enumerate(settings.listeners)
@@ -444,10 +451,18 @@ class _Loading:
     ) -> None:
         """Unless a setting concerned is wrong or unread: then its default stands there, and misleads."""
         if not self._is_file_lost and self._wrong.isdisjoint({path, also, also_file} - {()}):
-            origin = self._given[path].origin if path in self._given else DEFAULT_ORIGIN
-            if origin is DEFAULT_ORIGIN and also in self._given:
-                origin = self._given[also].origin
-            self._complain(origin, path, value, message)
+            self._complain(self._origin_near(path, also), path, value, message)
+
+    def _origin_near(self, path: Path, also: Path) -> Origin:
+        """Where the value at ``path`` was given; else where ``also`` was; else where their table in an array was."""
+        for given_path in (path, also):
+            if given_path in self._given:
+                return self._given[given_path].origin
+        table = path[:2]
+        if table in self._table_origins:
+            return self._table_origins[table]
+        beside = (given.origin for given_path, given in self._given.items() if given_path[:2] == table)
+        return next(beside, DEFAULT_ORIGIN)
 
     def _complain_unknown(self, origin: Origin, table: Table, path: Path, value: object) -> None:
         """Does not show the value: what a misspelt name holds may be a secret."""

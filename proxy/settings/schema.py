@@ -19,6 +19,7 @@ from proxy.settings.values import Says
 from routing.topology import Address
 
 ENVIRONMENT_PREFIX = "STEADYREAD_"
+NO_COUNTS: Mapping[Path, int] = MappingProxyType({})
 
 
 class WrongElementError(ValueError):
@@ -34,7 +35,7 @@ class Option:
     """One value that can be set."""
 
     name: str
-    kind: object  # str, bool, int, float, Address, tuple[Address, ...] or an Enum
+    kind: object  # str, bool, int, float, Address, an Enum, tuple[Address, ...] or tuple[str, ...]
     says: Says
     default: object
 
@@ -90,6 +91,11 @@ class Option:
             return number
         if kind is Address and isinstance(given, str):
             return _parse_address(given, is_dialled=self.says.is_dialled)
+        if kind == tuple[str, ...] and isinstance(given, list):
+            for index, element in enumerate(given):
+                if not isinstance(element, str):
+                    raise WrongElementError(index, "give a text in quotes")
+            return tuple(given)
         if get_origin(kind) is tuple and isinstance(given, list):
             if not given:
                 raise ValueError("give at least one address")
@@ -126,6 +132,8 @@ class Option:
             return "give true or false"
         if kind is Address:
             return 'give "HOST:PORT"'
+        if kind == tuple[str, ...]:
+            return "give a list of texts in quotes"
         if get_origin(kind) is tuple:
             return 'give a list of "HOST:PORT"'
         if isinstance(kind, type) and issubclass(kind, Enum):
@@ -153,22 +161,29 @@ class Table:
     meaning: str
     is_array: bool
     entries: Mapping[str, Option | Table]
+    count_default: int = 1  # of an array: how many tables there are when none is given
 
     @property
     def header(self) -> str:
         return f"[[{self.name}]]" if self.is_array else f"[{self.name}]"
 
-    def options(self, path: Path = ()) -> Iterator[tuple[Path, Option]]:
-        """All options below, each with its path; an array of tables counts as if it had one table."""
+    def options(
+        self, path: Path = (), counts: Mapping[Path, int] = NO_COUNTS
+    ) -> Iterator[tuple[Path, Option]]:
+        """All options below, each with its path. ``counts``: tables in each array, one where it says nothing."""
         for name, entry in self.entries.items():
-            if isinstance(entry, Table):
-                yield from entry.options((*path, name, 0) if entry.is_array else (*path, name))
+            here = (*path, name)
+            if isinstance(entry, Option):
+                yield here, entry
+            elif entry.is_array:
+                for index in range(counts.get(here, 1)):
+                    yield from entry.options((*here, index), counts)
             else:
-                yield (*path, name), entry
+                yield from entry.options(here, counts)
 
 
 @cache
-def table_of(kind: type, name: str = "", is_array: bool = False) -> Table:
+def table_of(kind: type, name: str = "", is_array: bool = False, count_default: int = 1) -> Table:
     """The schema of a settings dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     entries: dict[str, Option | Table] = {}
@@ -180,10 +195,11 @@ def table_of(kind: type, name: str = "", is_array: bool = False) -> Table:
                 raise TypeError(f"{kind.__name__}.{field.name} has no default")
             entries[field.name] = Option(field.name, value_kind, says, field.default)
         elif get_origin(hint) is tuple:
-            entries[field.name] = table_of(get_args(hint)[0], field.name, True)
+            count = len(field.default) if field.default is not MISSING else 1
+            entries[field.name] = table_of(get_args(hint)[0], field.name, True, count)
         else:
             entries[field.name] = table_of(hint, field.name)
-    return Table(name, kind, kind.__doc__ or "", is_array, MappingProxyType(entries))
+    return Table(name, kind, kind.__doc__ or "", is_array, MappingProxyType(entries), count_default)
 
 
 def dotted(path: Path) -> str:

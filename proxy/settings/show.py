@@ -71,6 +71,12 @@ def _lines_of_table(loaded: Loaded, value: object, table: Table, path: Path) -> 
             else:
                 yield f"{name} = {_toml(_plain(below))}  # {origin}"
             continue
+        if entry.is_array and not below:
+            yield ""
+            yield from _comment(f"There is none of these; each would look like this. {entry.meaning}")
+            example = _lines_of_table(loaded, entry.kind(), entry, (*here, 0))
+            yield from (f"# {line}".rstrip() for line in [entry.header, *example])
+            continue
         tables = list(enumerate(below)) if entry.is_array else [(None, below)]
         for index, element in tables:
             yield ""

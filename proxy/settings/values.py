@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated
 
+from routing.slot import SLOT_COUNT
 from routing.topology import Address
 
 
@@ -36,6 +37,10 @@ DAY_SECONDS = 86_400.0
 DEFAULT_LISTENER_ADDRESS = Address("127.0.0.1", 7379)
 DEFAULT_ADMIN_ADDRESS = Address("127.0.0.1", 7380)
 DEFAULT_SEEDS = (Address("127.0.0.1", 7600),)
+EVENT_VARIABLES = (
+    "STEADYREAD_EVENT_KIND",
+    "STEADYREAD_EVENT_NUMBER",
+)  # what a hook's command gets; no settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,64 @@ class AdminSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HookSettings:
+    """A command or a URL that is told of events. Repeat the table for each further hook."""
+
+    name: Annotated[
+        str,
+        Says(
+            "What the hook is called, for good: lower-case letters, digits, - and _. Its position hangs on it."
+        ),
+    ] = ""
+    events: Annotated[
+        tuple[str, ...],
+        Says('The kinds of events, as shell patterns: ["failover", "migration_*"]. ["*"] means all.'),
+    ] = ("*",)
+    shard: Annotated[
+        str, Says('Only events of the shard whose primary has this node id. "" means of any.')
+    ] = ""
+    slot: Annotated[
+        int, Says("Only events that concern this slot. -1 means any.", at_least=-1, at_most=SLOT_COUNT - 1)
+    ] = -1
+    command: Annotated[
+        tuple[str, ...],
+        Says(
+            "The program and its arguments, no shell. It gets the event as JSON on standard input, and "
+            f"{' and '.join(EVENT_VARIABLES)}; exit code 0 means that it was delivered."
+        ),
+    ] = ()
+    url: Annotated[
+        str,
+        Says(
+            "Instead of a command: where to POST the event as JSON. An answer of 2xx means that it was "
+            "delivered. It is shown: a secret belongs into `authorization_file`."
+        ),
+    ] = ""
+    authorization: Annotated[
+        str,
+        Says('The Authorization header of each POST, as in "Bearer TOKEN". "" means none.', is_secret=True),
+    ] = ""
+    authorization_file: Annotated[
+        str, Says('A file that holds the header\'s value, instead of `authorization`. "" means none.')
+    ] = ""
+    timeout_seconds: Annotated[
+        float,
+        Says("One attempt may take this long; then it has failed.", above=0, at_most=DAY_SECONDS),
+    ] = 10.0
+    attempts_max: Annotated[
+        int,
+        Says("Attempts for one event; then it becomes a dead letter, and the next is its turn.", at_least=1),
+    ] = 8
+    retry_first_seconds: Annotated[
+        float,
+        Says("The wait after the first failed attempt; it doubles with each.", above=0, at_most=DAY_SECONDS),
+    ] = 1.0
+    retry_max_seconds: Annotated[
+        float, Says("The longest wait between two attempts.", above=0, at_most=DAY_SECONDS)
+    ] = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of them."""
 
@@ -235,3 +298,5 @@ class Settings:
     commands: CommandSettings = field(default_factory=CommandSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+
+    hooks: tuple[HookSettings, ...] = ()

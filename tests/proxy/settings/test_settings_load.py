@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.settings import CrossSlotTransactions, ListenerSettings, Settings
+from proxy.settings import CrossSlotTransactions, HookSettings, ListenerSettings, Settings
 from proxy.settings.load import Loaded, Origin, Override, Problem, SettingsError, load
 from proxy.settings.schema import table_of, variable_of
 from proxy.settings.show import toml_of
+from proxy.settings.values import EVENT_VARIABLES
 from routing.topology import Address
 
 VARIABLES = [variable_of(path) for path, _ in table_of(Settings).options()] + [
@@ -103,6 +104,33 @@ def test_a_list_of_addresses_replaces_all_listeners(tmp_path: Path) -> None:
     assert str(result.origin_of(("listeners", 0, "address"))) == "command line --listen"
     result = loaded(tmp_path, text, environment={"STEADYREAD_LISTENERS": "h:4,h:5,h:6"})
     assert [listener.address.port for listener in result.settings.listeners] == [4, 5, 6]
+
+
+def test_hooks_are_read_from_file_and_from_text(tmp_path: Path) -> None:
+    """As many as are given; none by default, and none when the environment says so."""
+    (tmp_path / "secret").write_text("Bearer x\n")
+    text = (
+        '[[hooks]]\nname = "a"\ncommand = ["notify", "-v"]\n'
+        '[[hooks]]\nname = "b"\nurl = "https://h/p"\nauthorization_file = "secret"\nevents = ["failover"]\n'
+    )
+    assert loaded(tmp_path, text).settings.hooks == (
+        HookSettings(name="a", command=("notify", "-v")),
+        HookSettings(
+            name="b",
+            url="https://h/p",
+            authorization="Bearer x",
+            authorization_file=str(tmp_path / "secret"),
+            events=("failover",),
+        ),
+    )
+    assert loaded(tmp_path, text, environment={"STEADYREAD_HOOKS": ""}).settings.hooks == ()
+    variables = {"STEADYREAD_HOOKS__0__NAME": "c", "STEADYREAD_HOOKS__0__COMMAND": "notify, -q"}
+    assert load(environment=variables).settings.hooks == (HookSettings(name="c", command=("notify", "-q")),)
+
+
+def test_what_a_hook_gets_is_no_setting() -> None:
+    """A hook's command may be this program, which must not stumble over what it was told."""
+    assert load(environment=dict.fromkeys(EVENT_VARIABLES, "x")) == Loaded(Settings(), {})
 
 
 def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
@@ -208,6 +236,60 @@ x = 1
             'FILE:2: admin.address = "0.0.0.0:7380": '
             "is not a loopback address, so set admin.token or admin.token_file too",
         ),
+        ("[[hooks]]\nname = 'a'\n", "FILE:1: hooks[0].command = []: give a command or a url"),
+        (
+            "[[hooks]]\nname = 'a'\nurl = 'http://h'\ncommand = ['x']\n",
+            "FILE:3: hooks[0].url = (set): give either this or command, not both",
+        ),
+        ("[[hooks]]\ncommand = ['x']\n", 'FILE:1: hooks[0].name = "": give 1 to 64 lower-case letters'),
+        (
+            "[[hooks]]\nname = 'A b'\ncommand = ['x']\n",
+            'FILE:2: hooks[0].name = "A b": give 1 to 64 lower-case letters',
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['x']\n[[hooks]]\nname = 'a'\ncommand = ['x']\n",
+            'FILE:5: hooks[1].name = "a": is taken by hooks[0].name; give another',
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['x']\nevents = ['failovr']\n",
+            'FILE:4: hooks[0].events = ["failovr"]: "failovr" is no kind of event; did you mean "failover"?',
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['x']\nevents = []\n",
+            "FILE:4: hooks[0].events = []: give at least one kind",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['x', 3]\n",
+            "FILE:3: hooks[0].command[1] = 3: give a text in quotes",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['']\n",
+            'FILE:3: hooks[0].command = [""]: give a program first',
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nurl = 'ftp://h'\n",
+            "FILE:3: hooks[0].url = (set): give a URL with http or https and a host",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nurl = 'http://h:x'\n",
+            "FILE:3: hooks[0].url = (set): give a URL, as in",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nurl = 'http://h/#x'\n",
+            "FILE:3: hooks[0].url = (set): give printable ASCII without spaces and fragment",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['x']\nauthorization = 'Bearer x'\n",
+            "FILE:4: hooks[0].authorization = (set): goes with a url",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\nurl = 'http://h'\nauthorization = 'Bearer x '\n",
+            "FILE:4: hooks[0].authorization = (set): give printable ASCII",
+        ),
+        (
+            "[[hooks]]\nname = 'a'\ncommand = ['x']\nretry_first_seconds = 90\n",
+            "FILE:4: hooks[0].retry_max_seconds = 60.0: give at least retry_first_seconds, which is 90",
+        ),
         (
             '[admin]\ntoken = "a b"\n',
             "FILE:2: admin.token = (set): give printable ASCII without spaces, as HTTP headers carry it",
@@ -280,6 +362,9 @@ def test_loopback_needs_no_token(host: str) -> None:
         '[admin]\nauth = "hunter2"',
         '[admin]\nsekret = "hunter2"',
         '[admin]\ntoken = "hunter2 "',
+        '[[hooks]]\nname = "a"\nurl = "http://me:hunter2@h/"',
+        '[[hooks]]\nname = "a"\nurl = "http://h/"\nauthorization = "hunter2 "',
+        '[[hooks]]\nname = "a"\nurl = "http://h/"\nauthorization = ["hunter2"]',
         'passwords = ["hunter2"]',
         '[users]\npassword = "hunter2"',
         'cluster = [{ password = "hunter2" }]',

@@ -15,6 +15,7 @@ from proxy.settings import (
     ClusterSettings,
     CommandSettings,
     CrossSlotTransactions,
+    HookSettings,
     ListenerSettings,
     Settings,
 )
@@ -38,6 +39,21 @@ clients = st.builds(
     open_requests_max=counts,
     request_bytes_max=counts,
     idle_timeout_seconds=st.floats(0, 1e300),
+)
+names = st.from_regex("[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
+hooks = st.builds(
+    lambda first, more, **rest: HookSettings(
+        retry_first_seconds=first, retry_max_seconds=min(first + more, 86_400), **rest
+    ),
+    first=durations,
+    more=durations,
+    name=names,
+    events=st.lists(st.sampled_from(["*", "failover", "migration_*"]), min_size=1).map(tuple),
+    slot=st.integers(-1, 16383),
+    command=st.lists(words, min_size=1).map(tuple),
+    timeout_seconds=durations,
+    attempts_max=counts,
 )
 all_settings = (
     st.lists(addresses, min_size=2, max_size=5, unique=True)
@@ -64,6 +80,7 @@ all_settings = (
                 script_cache_bytes_max=st.integers(0, 10**30),
             ),
             admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
+            hooks=st.lists(hooks, max_size=3, unique_by=lambda hook: hook.name).map(tuple),
         )
     )
     .filter(lambda settings: settings.admin.address not in [each.address for each in settings.listeners])
@@ -80,7 +97,7 @@ def test_shown_settings_load_to_the_same(settings: Settings) -> None:
 
 def test_every_option_is_shown_with_its_meaning() -> None:
     """A table and an explanation for each field there is, so that none is forgotten."""
-    text = toml_of(load())
+    text = toml_of(Loaded(Settings(hooks=(HookSettings(),)), {}))
     document = tomllib.loads(text)
     lines = text.split("\n")
     for path, option in table_of(Settings).options():
@@ -90,6 +107,16 @@ def test_every_option_is_shown_with_its_meaning() -> None:
         line = next(number for number, line in enumerate(lines) if line.startswith(f"{option.name} = "))
         assert lines[line - 1].startswith("# ")
         assert option.says.meaning.endswith(".")
+
+
+def test_without_a_hook_an_example_is_shown_as_a_comment() -> None:
+    """What ``config show`` writes is a file to start from: uncommented, it lacks only a name and a target."""
+    text = toml_of(load())
+    assert "hooks" not in tomllib.loads(text)
+    example = (
+        text[text.index("# [[hooks]]") :].replace("\n# ", "\n").replace("# [[", "[[").replace("\n#\n", "\n")
+    )
+    assert tomllib.loads(example)["hooks"][0]["attempts_max"] == HookSettings().attempts_max
 
 
 def test_origins_are_shown(tmp_path: Path) -> None:
@@ -116,9 +143,10 @@ def test_no_secret_is_shown() -> None:
         cluster=dataclasses.replace(Settings().cluster, password="hunter2"),
         clients=dataclasses.replace(Settings().clients, password="hunter2"),
         admin=dataclasses.replace(Settings().admin, token="hunter2"),
+        hooks=(HookSettings(authorization="hunter2"),),
     )
     text = toml_of(Loaded(settings, {}))
     assert "hunter2" not in text
-    assert text.count('= "(set)"  # default') == 3
+    assert text.count('= "(set)"  # default') == 4
     assert "hunter2" not in str(facts_of(Loaded(settings, {})))
     assert "password" not in tomllib.loads(text)["cluster"]

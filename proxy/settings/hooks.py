@@ -1,0 +1,100 @@
+"""What must hold of the hooks beyond the limits of single options. Pure: it looks at values and names problems."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from proxy.settings.positions import Path
+from proxy.settings.schema import did_you_mean, dotted
+from proxy.settings.values import HookSettings
+from routing.timeline import EventKind
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # it stands in keys of the store, URLs and metrics
+_HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+_KINDS = tuple(kind.value for kind in EventKind)
+
+
+@dataclass(frozen=True, slots=True)
+class HookProblem:
+    """One thing that is wrong with a hook."""
+
+    path: Path
+    value: object | None  # None: it may hold a secret and is not shown
+    message: str
+    also: Path = ()  # another option that has a part in it; without one at ``path`` it stands for the place
+
+
+def hook_problems(hooks: tuple[HookSettings, ...]) -> Iterator[HookProblem]:
+    """All that is wrong with them, in the order of the options."""
+    index_of_name: dict[str, int] = {}
+    for index, hook in enumerate(hooks):
+        place: Path = ("hooks", index)
+        yield from _name_problems(hook, place, index_of_name)
+        index_of_name.setdefault(hook.name, index)
+        yield from _event_problems(hook, place)
+        yield from _target_problems(hook, place)
+        if hook.retry_max_seconds < hook.retry_first_seconds:
+            yield HookProblem(
+                (*place, "retry_max_seconds"),
+                hook.retry_max_seconds,
+                f"give at least retry_first_seconds, which is {hook.retry_first_seconds:g}",
+                also=(*place, "retry_first_seconds"),
+            )
+
+
+def _name_problems(hook: HookSettings, place: Path, index_of_name: dict[str, int]) -> Iterator[HookProblem]:
+    path = (*place, "name")
+    if not _NAME.fullmatch(hook.name):
+        message = "give 1 to 64 lower-case letters, digits, - and _, a letter or digit first"
+        yield HookProblem(path, hook.name, message)
+    elif (other := index_of_name.get(hook.name)) is not None:
+        taken = ("hooks", other, "name")
+        yield HookProblem(path, hook.name, f"is taken by {dotted(taken)}; give another", also=taken)
+
+
+def _event_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
+    if not hook.events:
+        yield HookProblem((*place, "events"), [], 'give at least one kind; ["*"] means all')
+    for pattern in hook.events:
+        if not any(fnmatchcase(kind, pattern) for kind in _KINDS):
+            hint = did_you_mean(pattern, _KINDS) or f"; there are {', '.join(_KINDS)}"
+            yield HookProblem((*place, "events"), list(hook.events), f'"{pattern}" is no kind of event{hint}')
+
+
+def _target_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
+    command, url = (*place, "command"), (*place, "url")
+    if hook.command and hook.url:
+        yield HookProblem(url, None, "give either this or command, not both", also=command)
+    elif not hook.command and not hook.url:
+        yield HookProblem(command, [], "give a command or a url", also=url)
+    elif hook.url:
+        if message := _url_fault(hook.url):
+            yield HookProblem(url, None, message)
+    elif not hook.command[0] or any("\0" in word for word in hook.command):
+        yield HookProblem(command, list(hook.command), "give a program first, and no NUL character")
+    authorization = (*place, "authorization")
+    if hook.authorization and not hook.url:
+        yield HookProblem(authorization, None, "goes with a url; a command gets no header", also=command)
+    elif hook.authorization and not _HEADER_VALUE.fullmatch(hook.authorization):
+        message = "give printable ASCII without a space at either end, as HTTP headers carry it"
+        yield HookProblem(authorization, None, message)
+
+
+def _url_fault(url: str) -> str:
+    """What would be right; empty if ``url`` can be posted to."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises ValueError
+    except ValueError:
+        return "give a URL, as in https://example.com/events"
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        return "give a URL with http or https and a host, as in https://example.com/events"
+    if "@" in parts.netloc:
+        return "give it without user and password; what is secret belongs into authorization_file"
+    if not (url.isascii() and url.isprintable()) or " " in url or parts.fragment:
+        return "give printable ASCII without spaces and fragment; percent-encode the rest"
+    return ""
