@@ -109,13 +109,6 @@ class TopologyView:
         """Whether a node listens at ``address`` that is not failing."""
         return address in self._serving
 
-    def shards_led_from(self, address: Address) -> tuple[int, ...]:
-        """The indexes of the shards whose primary listens at ``address``.
-
-        They are two when a node took over the address of one that the others have not forgotten yet.
-        """
-        return self._shards_led_from.get(address, ())
-
     def slot_ranges_of(self, shard_index: int) -> SlotRanges:
         """The slots of one shard; of UNOWNED, those that no primary serves."""
         return self._ranges_of_owner.get(shard_index, ())
@@ -127,15 +120,9 @@ class TopologyView:
 
     @cached_property
     def _serving(self) -> frozenset[Address]:
-        return frozenset(node.address for node in self.nodes() if not node.is_failing)
-
-    @cached_property
-    def _shards_led_from(self) -> dict[Address, tuple[int, ...]]:
-        found: dict[Address, tuple[int, ...]] = {}
-        for index, shard in enumerate(self.shards):
-            address = shard.primary.address
-            found[address] = (*found[address], index) if address in found else (index,)
-        return found
+        found = {shard.primary.address for shard in self.shards if not shard.primary.is_failing}
+        found.update(node.address for shard in self.shards for node in shard.replicas if not node.is_failing)
+        return frozenset(found)
 
     @cached_property
     def _ranges_of_owner(self) -> dict[int, SlotRanges]:

@@ -10,14 +10,18 @@ writing one table, in well under 2 ms also for 1,000 nodes (tests/bench/test_lar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, compress
 from operator import is_not, itemgetter
 
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane, Nodes
+from proxy.upstream.reply_slot import Slot
 from routing.slot import SLOT_COUNT
-from routing.topology import EMPTY_VIEW, Address, TopologyView
+from routing.topology import EMPTY_VIEW, UNOWNED, Address, Shard, TopologyView
 
 
 class NotReady:
@@ -46,6 +50,14 @@ IN_FLUX_ROUTES: NodeRoutes = [IN_FLUX] * KIND_COUNT
 UNOWNED_ROUTES: NodeRoutes = [UNOWNED_SLOT] * KIND_COUNT
 
 
+@dataclass(frozen=True, slots=True)
+class Primary:
+    """What the table knows of one primary; both lists are changed in place."""
+
+    routes: NodeRoutes
+    owed: list[deque[Slot]]  # by its connections; apart, because 4,000 of them cost more to look at than this
+
+
 class Routes:
     """The table, changed in place so that readers may keep it: ``of_slot[slot][KINDS[resp][lane]]`` is the route."""
 
@@ -55,7 +67,12 @@ class Routes:
         self._nodes = nodes
         self._topology = topology
         self._resps = [2]  # the RESP versions in use
-        self._of_primary: dict[Address, NodeRoutes] = {}
+        # What the table shows.
+        self._primaries: dict[Address, Primary] = {}
+        self._shards: tuple[Shard, ...] = ()
+        self._of_shard: list[Primary] = []
+        self._routes_of_shard = [UNOWNED_ROUTES]  # the last stands for no owner, because UNOWNED is -1
+        self._shard_of_slot = EMPTY_VIEW.shard_of_slot
         self._of_owner: Sequence[NodeRoutes] = tuple(self.of_slot)  # slot -> its owner's, in flux or not
         self._on_view(EMPTY_VIEW, topology.view)
         nodes.on_change = self._on_connection
@@ -65,7 +82,7 @@ class Routes:
         """Have connections for clients of this RESP version from now on."""
         if resp not in self._resps:
             self._resps.append(resp)
-            self._nodes.ensure_all(self._of_primary, resp)
+            self._nodes.ensure_all(self._primaries, resp)
 
     def owner(self, hash_slot: int, resp: int, lane: Lane) -> NodeConnection | None:
         """The connection to the slot's owner, in flux or not; None while there is none that takes requests."""
@@ -81,17 +98,10 @@ class Routes:
         return connection if connection.ready else None
 
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
-        primaries = [shard.primary.address for shard in new.shards]
-        known = self._of_primary
-        self._of_primary = {address: known.get(address) or self._routes_to(address) for address in primaries}
-        if self._of_primary.keys() != known.keys():
-            for resp in self._resps:
-                self._nodes.ensure_all(primaries, resp)
-            if primaries:
-                self._nodes.retain(primaries)
-        of_shard = [self._of_primary[address] for address in primaries]
-        # At the speed of C. The last stands for no owner, because UNOWNED is -1.
-        of_owner = itemgetter(*new.shard_of_slot)([*of_shard, UNOWNED_ROUTES])
+        former = self._of_shard
+        if new.shards is not self._shards:
+            self._follow(new.shards)
+        of_owner = itemgetter(*new.shard_of_slot)(self._routes_of_shard)  # at the speed of C, as what follows
         differs = [*map(is_not, self._of_owner, of_owner)]
         self._of_owner = of_owner
         self.of_slot[:] = of_owner
@@ -99,31 +109,51 @@ class Routes:
         for slot in self.in_flux:
             self.of_slot[slot] = IN_FLUX_ROUTES
         if True in differs:
-            self._hold_those_in_flight(differs)
+            former_owners = set(compress(self._shard_of_slot, differs)) - {UNOWNED}
+            owed = chain.from_iterable(former[index].owed for index in former_owners)
+            self._hold_those_in_flight(owed, differs)
+        self._shard_of_slot = new.shard_of_slot
         self._nodes.wake()
+
+    def _follow(self, shards: tuple[Shard, ...]) -> None:
+        """Have an entry for each primary, and connections to those and no others."""
+        self._shards = shards
+        addresses = [shard.primary.address for shard in shards]
+        new = [address for address in addresses if address not in self._primaries]
+        for resp in self._resps:
+            self._nodes.ensure_all(new, resp)
+        if new or len(set(addresses)) < len(self._primaries):
+            self._primaries |= {address: self._primary_at(address) for address in new}
+            self._primaries = {address: self._primaries[address] for address in addresses}
+            if addresses:
+                self._nodes.retain(addresses)
+        self._of_shard = [*map(self._primaries.__getitem__, addresses)]
+        self._routes_of_shard = [*(primary.routes for primary in self._of_shard), UNOWNED_ROUTES]
 
     def _on_connection(self, address: Address) -> None:
         """A connection to one node came or went."""
-        if (routes := self._of_primary.get(address)) is not None:
-            routes[:] = self._routes_to(address)
+        if (primary := self._primaries.get(address)) is not None:
+            now = self._primary_at(address)
+            primary.routes[:] = now.routes
+            primary.owed[:] = now.owed
 
-    def _routes_to(self, address: Address) -> NodeRoutes:
-        return [
-            self._nodes.connection(address, resp, lane) or DISCONNECTED for resp in RESPS for lane in Lane
-        ]
+    def _primary_at(self, address: Address) -> Primary:
+        found = [self._nodes.connection(address, resp, lane) for resp in RESPS for lane in Lane]
+        return Primary(
+            [connection or DISCONNECTED for connection in found],
+            [connection.owed for connection in found if connection is not None],
+        )
 
-    def _hold_those_in_flight(self, differs: Sequence[bool]) -> None:
+    def _hold_those_in_flight(self, owed: Iterable[deque[Slot]], differs: list[bool]) -> None:
         """A client whose request is on its way to a slot's former owner waits for its answers first.
 
         Else its next request for that slot would go to the new owner and could run before the one in flight,
-        which comes back with MOVED and is sent again. ``differs``: slot -> whether its owner is another one now.
+        which comes back with MOVED and is sent again. ``owed``: by the former owners. ``differs``: slot -> whether
+        its owner is another one now.
         """
-        differs = [*differs, False]  # the last is for -1, which stands for no slot
+        differs.append(False)  # for -1, which stands for no slot
         waiting = [
-            slot.requester
-            for connection in self._nodes.connections()
-            for slot in connection.owed
-            if differs[slot.hash_slot] and connection not in self._of_owner[slot.hash_slot]
+            slot.requester for queue in filter(None, owed) for slot in queue if differs[slot.hash_slot]
         ]
         for requester in dict.fromkeys(waiting):  # afterwards: what is held may send, and change the queues
             if requester is not None:

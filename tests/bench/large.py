@@ -47,9 +47,9 @@ from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ReplySlot
 from proxy.upstream.subscription_line import SubscriptionLine
-from routing.cluster_nodes import Report, parse_nodes
+from routing.cluster_nodes import LineCache, NodesParser, Report
 from routing.command import lookup
-from routing.discovery import Known, merge, with_moved
+from routing.discovery import Known, best_lines, merge, whom_to_ask, with_all_moved, with_moved
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, Address, Node, Role, Shard, TopologyView, ranges
 from tests.bench.proxies import positive
@@ -57,14 +57,16 @@ from tests.proxy.world import FakeTransport
 
 SWAP_MARK_MILLISECONDS = 2.0
 STRETCH_MARK_MILLISECONDS = 2.0  # the longest that one step may keep the loop from its sockets
+STEP_MARK_MILLISECONDS = 1.0
 DECISION_MARK_RATIO = (
     1.25  # of the many nodes' median to the few nodes'; equal work differs by the caches alone
 )
 RANGES_OF_A_PRIMARY = 4
 ASKED = 16  # nodes that one round of discovery asks
 SUBSCRIBED_CLIENTS = 100
-OWED_OF_A_CONNECTION = 2
+OWED_OF_A_CONNECTION = 1
 DECISIONS = 20_000
+MOVED_SLOTS = 500
 FEW_NODES = 3
 
 T = TypeVar("T")
@@ -100,12 +102,13 @@ def node_of(index: int, *, primary_id: str | None = None, config_epoch: int = 0)
     )
 
 
-def again(view: TopologyView) -> TopologyView:
-    """The same content in new objects, as a store gives it."""
+def again(view: TopologyView, before: TopologyView | None = None) -> TopologyView:
+    """The same content in new objects, as a store gives it; the nodes are the same objects while they are as before."""
+    is_same = before is not None and view.shards is before.shards
     return replace(
         view,
         revision=view.revision + 1,
-        shards=unpack_nodes(pack_nodes(view.shards)),
+        shards=view.shards if is_same else unpack_nodes(pack_nodes(view.shards)),
         shard_of_slot=(*view.shard_of_slot,),
     )
 
@@ -135,6 +138,11 @@ def with_other_map(view: TopologyView) -> TopologyView:
 def with_slot_moved(view: TopologyView) -> TopologyView:
     target = view.shards[(view.shard_of_slot[77] + 1) % len(view.shards)].primary.address
     return with_moved(view, 77, target)
+
+
+def with_slots_moved(view: TopologyView) -> TopologyView:
+    """A failover as MOVED replies tell it."""
+    return with_all_moved(view, dict.fromkeys(range(MOVED_SLOTS), view.shards[-1].primary.address))
 
 
 CHANGES: dict[str, Callable[[TopologyView], TopologyView]] = {
@@ -334,7 +342,7 @@ async def swaps(view: TopologyView, rounds: int) -> dict[str, list[float]]:
         for _ in range(rounds):
             for kind, change in CHANGES.items():
                 plane.owe()
-                changed = again(change(plane.topology.view))
+                changed = again(change(plane.topology.view), plane.topology.view)
                 found[kind].append(milliseconds(partial(plane.topology._set_view, changed))[0])
                 assert plane.topology.view is changed
                 plane.forget_requests()
@@ -384,22 +392,35 @@ def _look_up(routes_of_slot: Sequence[NodeRoutes], hash_slots: Sequence[int]) ->
 
 def discovery(view: TopologyView, rounds: int) -> Iterator[Row]:
     """What rounds of discovery cost when nothing changes but the times that nodes tell."""
-    nodes = list(view.nodes())
     known = Known(EMPTY_VIEW, (0,) * SLOT_COUNT)
-    parsing: list[float] = []
+    cache = LineCache()
+    nodes = {node.address: node for node in view.nodes()}
+    steps: list[float] = []
+    reading: list[float] = []
+    choosing: list[float] = []
     merging: list[float] = []
     for number in range(rounds):
-        asked = [nodes[(number * ASKED + place) % len(nodes)] for place in range(ASKED)]
         reports = []
-        for node in asked:
-            text = nodes_text(view, node, number)
-            took, (myself, others) = milliseconds(partial(parse_nodes, text, node.address))
-            parsing.append(took)
-            reports.append(Report(myself, others, view.epoch, True))
-        took, known = milliseconds(partial(merge, reports, known, {}))
+        for address in whom_to_ask(view, number, ASKED):
+            parser = NodesParser(nodes_text(view, nodes[address], number), address, cache)
+            is_left, began = True, len(steps)
+            while is_left:
+                took, is_left = milliseconds(parser.step)
+                steps.append(took)
+            reading.append(sum(steps[began:]))
+            reports.append(Report(*parser.result(), view.epoch, True))
+        took, lines = milliseconds(partial(best_lines, reports))
+        choosing.append(took)
+        took, known = milliseconds(partial(merge, reports, known, {}, lines))
         merging.append(took)
-    yield Row("parse one report", tuple(parsing))
-    yield Row(f"merge {ASKED} reports", tuple(merging), mark=STRETCH_MARK_MILLISECONDS)
+        if number % 2:  # so that the next merge finds something new
+            changed = with_slot_moved(known.view)
+            known = replace(known, view=changed)
+    yield Row("read one report", tuple(reading))
+    yield Row("read one report, a step", tuple(steps), mark=STEP_MARK_MILLISECONDS)
+    yield Row(f"best lines of {ASKED} reports", tuple(choosing), mark=STRETCH_MARK_MILLISECONDS)
+    yield Row("merge, nothing new", tuple(merging[2::2]))
+    yield Row("merge, a slot moved", tuple(merging[1::2]), mark=STRETCH_MARK_MILLISECONDS)
 
 
 def questions(view: TopologyView, rounds: int) -> Iterator[Row]:
@@ -408,6 +429,7 @@ def questions(view: TopologyView, rounds: int) -> Iterator[Row]:
         "compare equal views": lambda new: new == view,
         "facts for the admin port": lambda new: facts_of_view(new, None),
         "learn of one moved slot": with_slot_moved,
+        f"learn of {MOVED_SLOTS} moved slots": with_slots_moved,
     }
     for name, step in steps.items():
         views = [replace(again(view), revision=view.revision) for _ in range(rounds)]
