@@ -72,31 +72,105 @@ class ReportError(ValueError):
     """A node's answer is not what the command is documented to give."""
 
 
+class LineCache:
+    """Lines of CLUSTER NODES by their text without its two times, which alone change from answer to answer.
+
+    It holds at most 2 * LINES_MAX lines; those that were not met among the last LINES_MAX new ones are forgotten.
+    """
+
+    LINES_MAX = 8192  # what 1,000 nodes say of each other, and changes of it; about 10 MB
+
+    def __init__(self) -> None:
+        self._recent: dict[tuple[str, ...], NodeLine] = {}
+        self._older: dict[tuple[str, ...], NodeLine] = {}
+
+    def __len__(self) -> int:
+        return len(self._recent) + len(self._older)
+
+    def get(self, key: tuple[str, ...]) -> NodeLine | None:
+        """The line of that text, the same object each time."""
+        line = self._recent.get(key)
+        if line is None and (line := self._older.get(key)) is not None:
+            self.put(key, line)
+        return line
+
+    def put(self, key: tuple[str, ...], line: NodeLine) -> None:
+        if len(self._recent) >= self.LINES_MAX:
+            self._older, self._recent = self._recent, {}
+        self._recent[key] = line
+
+
+class NodesParser:
+    """Reads one answer to CLUSTER NODES, some lines at a time: 1,000 at once would keep others waiting.
+
+        parser = NodesParser(text, asked, cache)
+        while parser.step():
+            await trio.lowlevel.checkpoint()
+        myself, others = parser.result()
+
+    Nodes without address, or in handshake, are left out: they cannot be reached yet.
+    """
+
+    LINES_PER_STEP = 100  # a tenth of a millisecond when they are known, a millisecond when they are new
+
+    def __init__(self, text: str, asked: Address, cache: LineCache) -> None:
+        self._lines = text.splitlines()
+        self._asked = asked
+        self._cache = cache
+        self._at = 0
+        self._myself: NodeLine | None = None
+        self._others: list[NodeLine] = []
+
+    def step(self) -> bool:
+        """Parse the next lines. Returns whether any are left. Raises ReportError."""
+        lines = self._lines[self._at : self._at + self.LINES_PER_STEP]
+        self._at += len(lines)
+        known = self._cache.get
+        for line in lines:
+            parts = line.split(None, 6)
+            if len(parts) == 7:
+                key = (parts[0], parts[1], parts[2], parts[3], parts[6])
+                node_line = known(key)
+                if node_line is not None:
+                    self._others.append(node_line)
+                else:
+                    self._parse(line, key)
+            elif parts:
+                self._parse(line, ())
+        return self._at < len(self._lines)
+
+    def result(self) -> tuple[NodeLine, tuple[NodeLine, ...]]:
+        """(the node's own line, the others'), once all is parsed. Raises ReportError."""
+        if self._myself is None:
+            raise ReportError(f"CLUSTER NODES of {self._asked} does not name the node itself")
+        return self._myself, tuple(self._others)
+
+    def _parse(self, line: str, key: tuple[str, ...]) -> None:
+        fields = line.split()
+        if len(fields) < 8:
+            raise ReportError(
+                f"CLUSTER NODES of {self._asked}: a line with {len(fields)} fields: {line[:100]!r}"
+            )
+        flags = fields[2].split(",")
+        if "noaddr" in flags or "handshake" in flags:
+            return
+        if "myself" in flags:  # never kept: what it means depends on who was asked
+            self._myself = _parse_line(fields, flags, self._asked, True)
+        else:
+            node_line = _parse_line(fields, flags, self._asked, False)
+            self._cache.put(key, node_line)
+            self._others.append(node_line)
+
+
 def parse_nodes(text: str, asked: Address) -> tuple[NodeLine, tuple[NodeLine, ...]]:
     """(the node's own line, the others'). An address that the node does not know of itself becomes ``asked``.
 
-    Nodes without address, or in handshake, are left out: they cannot be reached yet. Raises ReportError.
+    All at once, and nothing remembered; ``NodesParser`` for more than a few nodes. Raises ReportError.
     """
-    myself: NodeLine | None = None
-    others: list[NodeLine] = []
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        fields = line.split()
-        if len(fields) < 8:
-            raise ReportError(f"CLUSTER NODES of {asked}: a line with {len(fields)} fields: {line[:100]!r}")
-        flags = fields[2].split(",")
-        if "noaddr" in flags or "handshake" in flags:
-            continue
-        is_myself = "myself" in flags
-        node_line = _parse_line(fields, flags, asked, is_myself)
-        if is_myself:
-            myself = node_line
-        else:
-            others.append(node_line)
-    if myself is None:
-        raise ReportError(f"CLUSTER NODES of {asked} does not name the node itself")
-    return myself, tuple(others)
+    parser = NodesParser(text, asked, LineCache())
+    while parser.step():
+        pass
+    return parser.result()
 
 
 def _parse_line(fields: Sequence[str], flags: Sequence[str], asked: Address, is_myself: bool) -> NodeLine:

@@ -7,13 +7,19 @@ the old one has not heard of it.
 
 What is never done. A slot does not go back to an older epoch on hearsay: when the owner that we know did not
 answer this time, only a claim of a higher epoch replaces it. A slot that a node's own MOVED told us of after
-this round of questions began keeps that owner.
+this round of questions began keeps that owner. Open slots do not close because nobody was asked who could tell:
+only the source and the target of a migration know of it.
+
+A cluster may have 1,000 nodes. What costs slots or nodes goes at the speed of C, and a round in which everyone says
+what was said before is noticed early. For that, lines that say the same should be the same objects (LineCache).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import compress
+from operator import attrgetter, itemgetter, ne
 
 from routing.cluster_nodes import NodeLine, Report
 from routing.slot import SLOT_COUNT
@@ -26,6 +32,42 @@ class Known:
 
     view: TopologyView
     claim_epochs: tuple[int, ...]  # slot -> config epoch
+    # The lines of which ``merged_view`` was made, and of nothing else; empty when more than them went into it.
+    lines: Mapping[str, NodeLine] = field(default_factory=dict, compare=False)
+    merged_view: TopologyView | None = field(default=None, compare=False)
+
+
+def whom_to_ask(
+    view: TopologyView, turn: int, asked_max: int, first: Sequence[Address] = ()
+) -> list[Address]:
+    """The nodes of one round of questions: all in a cluster of ``asked_max`` nodes or fewer, else in turn.
+
+    ``turn`` counts the rounds. In a larger cluster up to half of the round goes to ``first``, of whom something was
+    heard since the last one, and to the parties of migrations, who alone can tell how they go. Of the others
+    three primaries are asked for each replica: a replica knows of its own state only what others see as well.
+    """
+    primaries = list(dict.fromkeys(shard.primary.address for shard in view.shards))
+    replicas = list(dict.fromkeys(node.address for shard in view.shards for node in shard.replicas))
+    everyone = dict.fromkeys([*primaries, *replicas])
+    if len(everyone) <= asked_max:
+        return list(everyone)
+    parties = {id_ for migration in view.migrations for id_ in (migration.source_id, migration.target_id)}
+    heard = [address for address in first if address in everyone]
+    moving = [shard.primary.address for shard in view.shards if shard.primary.id in parties]
+    urgent = list(dict.fromkeys(heard))[: asked_max // 4] + _in_turn(moving, turn, asked_max // 4)
+    left = asked_max - len(dict.fromkeys(urgent))
+    replica_count = left // 4 if len(primaries) >= left - left // 4 else left
+    chosen = urgent + _in_turn(replicas, turn, replica_count)
+    chosen += _in_turn(primaries, turn, asked_max - len(dict.fromkeys(chosen)))
+    return list(dict.fromkeys(chosen))
+
+
+def _in_turn(addresses: Sequence[Address], turn: int, count: int) -> list[Address]:
+    """``count`` of them, others at each turn until all have been."""
+    if len(addresses) <= count:
+        return list(addresses)
+    first = turn * count % len(addresses)
+    return [*addresses[first : first + count], *addresses[: max(0, first + count - len(addresses))]]
 
 
 def claims_of(view: TopologyView) -> tuple[int, ...]:
@@ -36,63 +78,106 @@ def claims_of(view: TopologyView) -> tuple[int, ...]:
 
 def best_lines(reports: Sequence[Report]) -> dict[str, NodeLine]:
     """Node id -> its own line when it answered, else the others' line with the highest config epoch."""
+    distinct: dict[int, NodeLine] = {}  # what many nodes say in the same words is looked at once
+    for report in reports:
+        distinct.update(zip(map(id, report.others), report.others, strict=True))
     lines: dict[str, NodeLine] = {}
     failing: set[str] = set()
-    for report in reports:
-        for line in report.others:
-            if line.node.is_failing:
-                failing.add(line.node.id)
-            known = lines.get(line.node.id)
-            if known is None or line.node.config_epoch > known.node.config_epoch:
-                lines[line.node.id] = line
+    for line in distinct.values():
+        node = line.node
+        if node.is_failing:
+            failing.add(node.id)
+        known = lines.get(node.id)
+        if known is None or node.config_epoch > known.node.config_epoch:
+            lines[node.id] = line
     for report in reports:
         lines[report.myself.node.id] = report.myself
         failing.discard(report.myself.node.id)
     for node_id in failing:
-        lines[node_id] = replace(lines[node_id], node=replace(lines[node_id].node, is_failing=True))
+        line = lines[node_id]
+        if not line.node.is_failing:
+            lines[node_id] = replace(line, node=replace(line.node, is_failing=True))
     return lines
 
 
-def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address]) -> Known:
+def merge(
+    reports: Sequence[Report],
+    known: Known,
+    adopted: Mapping[int, Address],
+    lines: Mapping[str, NodeLine] | None = None,
+) -> Known:
     """The view that ``reports`` give. ``adopted``: slot -> owner by a MOVED newer than the reports.
 
-    The same content gives ``known.view`` itself, so that identity tells whether anything changed.
+    ``lines``: their ``best_lines``, for a caller that works them out before. The same content gives ``known.view``
+    itself, so that identity tells whether anything changed; and the same shards the same tuple.
     """
     if not reports:
         return known
-    lines = best_lines(reports)
+    lines = best_lines(reports) if lines is None else lines
+    epoch = max(report.current_epoch for report in reports)
+    if _is_no_news(reports, lines, epoch, known, adopted):
+        return known
     answered = {report.myself.node.id for report in reports}
-    shards = _shards(lines)
+    shards = _shards(lines, known.view.shards)
     index_of = {shard.primary.id: index for index, shard in enumerate(shards)}
-    owners = [UNOWNED] * SLOT_COUNT  # slot -> index into shards; filled by ranges, which keeps a round short
-    epochs = [0] * SLOT_COUNT
-    primaries = [line for line in lines.values() if line.node.id in index_of]
-    for line in sorted(primaries, key=lambda line: (line.node.config_epoch, line.node.id)):
-        index = index_of[line.node.id]
-        for low, high in line.slot_ranges:
-            owners[low : high + 1] = [index] * (high - low + 1)
-            epochs[low : high + 1] = [line.node.config_epoch] * (high - low + 1)
-    _keep_newer(owners, epochs, known, answered, index_of)
+    owners, epochs = _claims(lines, index_of)
+    is_kept = _keep_newer(owners, epochs, known, answered, index_of)
     by_address = {shard.primary.address: index for index, shard in enumerate(shards)}
     for slot, address in adopted.items():
         if address in by_address:
             owners[slot] = by_address[address]
     view = TopologyView(
         revision=known.view.revision,
-        epoch=max(report.current_epoch for report in reports),
+        epoch=epoch,
         shards=shards,
         shard_of_slot=tuple(owners),
-        migrations=_migrations(reports, owners, index_of),
+        migrations=_migrations(reports, known.view.migrations, answered, owners, index_of),
     )
     if view == known.view:
         view = known.view
     else:
         view = replace(view, revision=view.revision + 1)
-    return Known(view, tuple(epochs))
+    if is_kept or adopted or view.migrations:
+        return Known(view, tuple(epochs))
+    return Known(view, tuple(epochs), lines, view)
 
 
-def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
-    """A shard for each primary, by node id. One that lost its slots and failed is none any more."""
+def _is_no_news(
+    reports: Sequence[Report],
+    lines: Mapping[str, NodeLine],
+    epoch: int,
+    known: Known,
+    adopted: Mapping[int, Address],
+) -> bool:
+    """Whether the lines say what they said when they, and nothing else, gave the view that is known."""
+    return (
+        known.view is known.merged_view
+        and epoch == known.view.epoch
+        and not adopted
+        and not any(report.atomic_migrations for report in reports)
+        and lines == known.lines
+    )
+
+
+def _claims(lines: Mapping[str, NodeLine], index_of: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """(slot -> index into shards, slot -> config epoch), by the newest claim of each slot."""
+    claimants = [line for line in lines.values() if line.slot_ranges and line.node.id in index_of]
+    claimants.sort(key=attrgetter("node.config_epoch", "node.id"))
+    places = [-1] * SLOT_COUNT  # slot -> index into claimants; filled by ranges, the newest last
+    for place, line in enumerate(claimants):
+        for low, high in line.slot_ranges:
+            places[low : high + 1] = [place] * (high - low + 1)
+    take = itemgetter(*places)
+    owners = take([*(index_of[line.node.id] for line in claimants), UNOWNED])
+    epochs = take([*(line.node.config_epoch for line in claimants), 0])
+    return list(owners), list(epochs)
+
+
+def _shards(lines: Mapping[str, NodeLine], known: tuple[Shard, ...]) -> tuple[Shard, ...]:
+    """A shard for each primary, by node id; ``known`` itself if they are the same.
+
+    One that lost its slots and failed is none any more.
+    """
     replicas: dict[str, list[Node]] = {}
     for line in lines.values():
         if line.node.role is Role.REPLICA and line.node.primary_id is not None:
@@ -102,10 +187,10 @@ def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
         for line in lines.values()
         if line.node.role is Role.PRIMARY and (line.slot_ranges or not line.node.is_failing)
     ]
-    heads.sort(key=lambda node: node.id)
-    return tuple(
-        Shard(head, tuple(sorted(replicas.get(head.id, ()), key=lambda node: node.id))) for head in heads
-    )
+    by_id = attrgetter("id")
+    heads.sort(key=by_id)
+    shards = tuple(Shard(head, tuple(sorted(replicas.get(head.id, ()), key=by_id))) for head in heads)
+    return known if shards == known else shards
 
 
 def _keep_newer(
@@ -114,27 +199,49 @@ def _keep_newer(
     known: Known,
     answered: set[str],
     index_of: Mapping[str, int],
-) -> None:
+) -> bool:
     """Undo claims that are not newer than what we know, where the owner that we know did not answer.
 
     One of the same age is undone too: it is the former owner's, and the owner that we know is a later MOVED's.
+    Returns whether any slot has now what we knew, and not what was said.
     """
-    for known_index, shard in enumerate(known.view.shards):
-        index = index_of.get(shard.primary.id)
-        if index is None or shard.primary.id in answered:
-            continue
-        for low, high in known.view.slot_ranges_of(known_index):
-            for slot in range(low, high + 1):
-                if epochs[slot] <= known.claim_epochs[slot]:
-                    owners[slot] = index
-                    epochs[slot] = known.claim_epochs[slot]
+    index_now = [index_of.get(shard.primary.id, UNOWNED) for shard in known.view.shards]
+    known_owners = itemgetter(*known.view.shard_of_slot)([*index_now, UNOWNED])
+    silent = {
+        index
+        for shard, index in zip(known.view.shards, index_now, strict=True)
+        if shard.primary.id not in answered
+    } - {UNOWNED}
+    in_doubt = {
+        *compress(range(SLOT_COUNT), map(ne, owners, known_owners)),
+        *compress(range(SLOT_COUNT), map(ne, epochs, known.claim_epochs)),
+    }
+    is_kept = False
+    for slot in in_doubt:
+        if known_owners[slot] in silent and epochs[slot] <= known.claim_epochs[slot]:
+            owners[slot] = known_owners[slot]
+            epochs[slot] = known.claim_epochs[slot]
+            is_kept = True
+    return is_kept
 
 
 def _migrations(
-    reports: Sequence[Report], owners: Sequence[int], index_of: Mapping[str, int]
+    reports: Sequence[Report],
+    known: Sequence[Migration],
+    answered: set[str],
+    owners: Sequence[int],
+    index_of: Mapping[str, int],
 ) -> tuple[Migration, ...]:
-    """Open slots by (source, target). One open side is enough; an importing slot that is owned already is over."""
+    """Open slots by (source, target). One open side is enough; an importing slot that is owned already is over.
+
+    A migration of which neither side answered goes on as it is known, for the slots that its source still has.
+    """
     pairs: dict[tuple[str, str, MigrationKind], set[int]] = {}
+    for migration in known:
+        if answered.isdisjoint((migration.source_id, migration.target_id)):
+            source_index = index_of.get(migration.source_id)
+            slots = {slot for slot in migration.slots if owners[slot] == source_index}
+            pairs[migration.source_id, migration.target_id, migration.kind] = slots
     for report in reports:
         own_id = report.myself.node.id
         own_index = index_of.get(own_id)  # a replica has none, and no open slots
@@ -156,31 +263,44 @@ def _migrations(
 
 
 def with_moved(view: TopologyView, slot: int, address: Address) -> TopologyView:
-    """The view after a node said that ``slot`` lives at ``address``; the same view when that is no news.
+    """``with_all_moved`` for one slot."""
+    return with_all_moved(view, {slot: address})
 
-    An address that no known primary has, a replica just promoted for instance, becomes a shard of its own until
-    the next discovery names it; its id is then empty.
+
+def with_all_moved(view: TopologyView, moves: Mapping[int, Address]) -> TopologyView:
+    """The view after nodes said at which addresses slots live; the same view when none of it is news.
+
+    One copy for all: a failover is learnt slot by slot, and hundreds may be told in one turn. An address that no
+    known primary has, a replica just promoted for instance, becomes a shard of its own until the next discovery
+    names it; its id is then empty.
     """
-    owner = view.primary_of(slot)
-    if owner is not None and owner.address == address:
-        return view
-    shards = view.shards
-    index = next((i for i, shard in enumerate(shards) if shard.primary.address == address), None)
-    if index is None:
-        known = next((node for node in view.nodes() if node.address == address), None)
-        primary = Node(id=known.id if known else "", address=address, role=Role.PRIMARY)
-        index = len(shards)
-        shards = (*shards, Shard(primary))
+    shards = list(view.shards)
     owners = list(view.shard_of_slot)
-    owners[slot] = index
+    indexes: dict[Address, int] = {}  # where the slots go
+    moved: set[int] = set()
+    for slot, address in moves.items():
+        owner = view.primary_of(slot)
+        if owner is not None and owner.address == address:
+            continue
+        if address not in indexes:
+            indexes[address] = next(
+                (i for i, s in enumerate(shards) if s.primary.address == address), len(shards)
+            )
+            if indexes[address] == len(shards):
+                known = next((node for node in view.nodes() if node.address == address), None)
+                shards.append(Shard(Node(known.id if known else "", address, Role.PRIMARY)))
+        owners[slot] = indexes[address]
+        moved.add(slot)
+    if not moved:
+        return view
     migrations = tuple(
-        replace(migration, slots=tuple(s for s in migration.slots if s != slot))
+        replace(migration, slots=tuple(slot for slot in migration.slots if slot not in moved))
         for migration in view.migrations
     )
     return replace(
         view,
         revision=view.revision + 1,
-        shards=shards,
+        shards=tuple(shards) if len(shards) > len(view.shards) else view.shards,
         shard_of_slot=tuple(owners),
         migrations=tuple(migration for migration in migrations if migration.slots),
     )

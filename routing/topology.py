@@ -2,6 +2,9 @@
 
 A view is immutable. The data plane holds exactly one at a time and swaps it between two turns; whoever
 holds an older one may finish with it, because nothing in it ever changes.
+
+A view may have 1,000 nodes: what is asked of it often is worked out once, at the first question, in one pass over
+the slots or the nodes. Nothing here costs slots times shards.
 """
 
 from __future__ import annotations
@@ -9,9 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
+from itertools import compress, pairwise
+from operator import ne
 from typing import NamedTuple
 
 from routing.slot import SLOT_COUNT
+
+SlotRanges = tuple[tuple[int, int], ...]  # inclusive (first, last) pairs, ascending
 
 UNOWNED = -1  # in TopologyView.shard_of_slot: no primary serves the slot
 
@@ -76,7 +84,7 @@ class Migration:
     kind: MigrationKind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # not slotted: the cached properties need a place; they are no part of the content
 class TopologyView:
     """Slot -> shard at one epoch. Equal content means equal view; ``revision`` counts the changes seen here."""
 
@@ -97,14 +105,33 @@ class TopologyView:
             yield shard.primary
             yield from shard.replicas
 
-    def slot_ranges_of(self, shard_index: int) -> tuple[tuple[int, int], ...]:
-        """The slots of one shard as inclusive (first, last) ranges, ascending."""
-        return tuple(ranges(slot for slot, owner in enumerate(self.shard_of_slot) if owner == shard_index))
+    def is_serving(self, address: Address) -> bool:
+        """Whether a node listens at ``address`` that is not failing."""
+        return address in self._serving
 
-    @property
+    def slot_ranges_of(self, shard_index: int) -> SlotRanges:
+        """The slots of one shard; of UNOWNED, those that no primary serves."""
+        return self._ranges_of_owner.get(shard_index, ())
+
+    @cached_property
     def unowned_count(self) -> int:
         """How many of the 16384 slots no primary serves."""
         return self.shard_of_slot.count(UNOWNED)
+
+    @cached_property
+    def _serving(self) -> frozenset[Address]:
+        found = {shard.primary.address for shard in self.shards if not shard.primary.is_failing}
+        found.update(node.address for shard in self.shards for node in shard.replicas if not node.is_failing)
+        return frozenset(found)
+
+    @cached_property
+    def _ranges_of_owner(self) -> dict[int, SlotRanges]:
+        owners = self.shard_of_slot
+        changes = compress(range(1, len(owners)), map(ne, owners, owners[1:]))  # at the speed of C
+        found: dict[int, list[tuple[int, int]]] = {}
+        for first, after in pairwise([0, *changes, len(owners)]):
+            found.setdefault(owners[first], []).append((first, after - 1))
+        return {owner: tuple(pairs) for owner, pairs in found.items()}
 
 
 def ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:

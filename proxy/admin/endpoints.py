@@ -66,7 +66,6 @@ def routes(state: AdminState) -> list[Route]:
 
 def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object]:
     """A view for JSON. Slot ranges are inclusive [first, last] pairs."""
-    unowned = (slot for slot, owner in enumerate(view.shard_of_slot) if owner == UNOWNED)
     return {
         "epoch": view.epoch,
         "revision": view.revision,
@@ -81,7 +80,7 @@ def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object
         ],
         "migrations": [_facts_of_migration(migration) for migration in view.migrations],
         "unowned_count": view.unowned_count,
-        "unowned_slot_ranges": [list(pair) for pair in ranges(unowned)],
+        "unowned_slot_ranges": [list(pair) for pair in view.slot_ranges_of(UNOWNED)],
     }
 
 

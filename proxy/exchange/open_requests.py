@@ -28,7 +28,7 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
-from proxy.exchange.routes import Route
+from proxy.exchange.routes import KINDS
 from proxy.protocol.replies import decode
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
@@ -113,8 +113,9 @@ class OpenRequests(Requester):
         self._working = False  # a task has the retries, or a piece of work
         self._work_scope: trio.CancelScope | None = None  # of work that ends when the client leaves
         self._is_leaving = False
-        self._tables = exchange.routes.tables(2)  # by lane: slot -> route, for this client's RESP version
-        self._routes = self._tables[Lane.WRITE]  # of the lane that its requests in flight are on
+        self.routes_of_slot = exchange.routes.of_slot
+        self._kinds = KINDS[2]  # of connection by lane, for this client's RESP version
+        self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
 
     @property
@@ -125,31 +126,34 @@ class OpenRequests(Requester):
     def set_resp(self, resp: int) -> None:
         """Speak this RESP version from the next command on."""
         self.resp = resp
-        self._tables = self.exchange.routes.tables(resp)
-        self._routes = self._tables[Lane.WRITE]
+        self.exchange.routes.use(resp)
+        self._kinds = KINDS[resp]
+        self._kind = self._kinds[Lane.WRITE]
 
     # -- dispatching
 
-    def choose_routes(self, only_reads: bool) -> list[Route] | None:
-        """Slot -> route for the client's next command; None: it must wait for what is in flight (rule 5).
+    def choose_kind(self, only_reads: bool) -> int | None:
+        """The kind of connection for the client's next command: ``routes_of_slot[slot][kind]`` is its route.
+
+        None: it must wait for what is in flight (rule 5).
 
         Call it before the command's slot is queued.
         """
         if not self._mixes:
             if not self.slots or not self.in_flight():
-                self._routes = self._tables[Lane.READ if only_reads else Lane.WRITE]
-            elif not only_reads and self._routes is self._tables[Lane.READ]:
+                self._kind = self._kinds[Lane.READ if only_reads else Lane.WRITE]
+            elif not only_reads and self._kind == self._kinds[Lane.READ]:
                 self._mixes = True
-                self._routes = self._tables[Lane.WRITE]
+                self._kind = self._kinds[Lane.WRITE]
                 return None
-        return self._routes
+        return self._kind
 
     def relay(self, command: Command, raw: bytes, hash_slot: int) -> None:
         """Queue a single-slot command whose route may not be ready."""
-        routes = self.choose_routes(command.only_reads)
+        kind = self.choose_kind(command.only_reads)
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
-        route = None if routes is None else routes[hash_slot]
+        route = None if kind is None else self.routes_of_slot[hash_slot][kind]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
             return

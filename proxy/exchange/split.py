@@ -213,11 +213,11 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
     lane = Lane.READ if command.is_readonly else Lane.WRITE
     is_alone = not open_requests.in_flight()
-    routes = open_requests.choose_routes(command.is_readonly)
+    kind = open_requests.choose_kind(command.is_readonly)
     open_requests.slots.append(slot)
     connections: list[NodeConnection] = []
     for part in slot.parts:
-        route = None if routes is None else routes[part.hash_slot]
+        route = None if kind is None else open_requests.routes_of_slot[part.hash_slot][kind]
         if route is IN_FLUX and is_alone:  # rule 4: one by one
             route = open_requests.exchange.routes.owner(part.hash_slot, open_requests.resp, lane)
         if not isinstance(route, NodeConnection) or not route.ready:

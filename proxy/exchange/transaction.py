@@ -201,9 +201,9 @@ class BlockSlot(RequestSlot):
 def dispatch_block(open_requests: OpenRequests, queued: Sequence[Queued], hash_slot: int) -> None:
     """Send a transaction of one slot over the shared connection. The caller has seen that the client is not held."""
     slot = BlockSlot(open_requests, queued, hash_slot)
-    routes = open_requests.choose_routes(slot.only_reads)
+    kind = open_requests.choose_kind(slot.only_reads)
     open_requests.slots.append(slot)
-    route = None if routes is None else routes[hash_slot]
+    route = None if kind is None else open_requests.routes_of_slot[hash_slot][kind]
     if isinstance(route, NodeConnection) and route.ready:
         BlockAttempt(slot).queue(route)
     else:

@@ -25,6 +25,7 @@ from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
+from proxy.exchange.routes import KINDS
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -204,16 +205,17 @@ class ClientConnection(OpenRequests):
             if not command.only_reads:
                 only_reads = False
                 break
-        routes = self.choose_routes(only_reads)
-        if routes is None:
+        kind = self.choose_kind(only_reads)
+        if kind is None:
             self.hold_until_drained()
             return sum(len(raw) for _, raw, _ in found)
+        routes_of_slot = self.routes_of_slot
         slots = self.slots
         touched = self.hub.touched
         self.commands += len(found)
         self._last_command = found[-1][0]
         for command, raw, hash_slot in found:
-            route = routes[hash_slot]
+            route = routes_of_slot[hash_slot][kind]
             if route.ready:
                 slot = RequestSlot(self, command, raw, hash_slot)
                 slots.append(slot)
@@ -224,7 +226,7 @@ class ClientConnection(OpenRequests):
                 continue
             self.relay(command, raw, hash_slot)
             # It waits, or its node takes reads only and it changed the lane: the rest must choose anew (rule 5).
-            if self._retrying or self._routes is not routes:
+            if self._retrying or self._kind != kind:
                 taken = next(place for place, item in enumerate(found) if item[1] is raw) + 1
                 self.commands -= len(found) - taken
                 return sum(len(item[1]) for item in found[taken:])
@@ -321,7 +323,7 @@ class ClientConnection(OpenRequests):
         """Carry out what the proxy's own answer asks for."""
         match answer:
             case bytes():
-                if self._tables is not self.exchange.routes.tables(self.resp):
+                if self._kinds is not KINDS[self.resp]:
                     self.set_resp(self.resp)
                 self._update_plain()
                 if answer:

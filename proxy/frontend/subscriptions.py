@@ -394,9 +394,9 @@ class Subscriptions:
         """Leave nodes that left the cluster or fail, and former owners that have not said so yet."""
         if not self._lines or not new.shards:
             return
-        serving = {node.address for node in new.nodes() if not node.is_failing}
-        for line in [line for line in self._lines.values() if line.address not in serving]:
-            line.close()
+        if new.shards is not old.shards:
+            for line in [line for line in self._lines.values() if not new.is_serving(line.address)]:
+                line.close()
         for name in self.shard_channels:
             index = new.shard_of_slot[slot_of(name)]
             carrier = self._carriers.get((SHARD_CHANNEL, name))

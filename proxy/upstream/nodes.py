@@ -5,12 +5,16 @@ migration) stops serving a connection at its first write, and with it every read
 lane nothing but reads is queued, so they go on.
 
 A keeper connects, waits until the connection ends, and connects again with a growing pause. Who needs to know
-that a connection came or went is told by ``on_change``; who waits for one to come awaits ``changed``.
+that a connection came or went is told by ``on_change``; who waits for one to come awaits ``wait_change``.
+
+A cluster may have 1,000 primaries, and so 4,000 keepers. They are started a few at a time, and looking after their
+connections goes in short steps too, so that the sockets have their turns in between.
 """
 
 from __future__ import annotations
 
 import random
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
@@ -25,6 +29,8 @@ RECONNECT_SECONDS_FIRST = 0.02
 RECONNECT_SECONDS_MAX = 1.0
 STOPPING = "stopping"  # the reason of a close that is no trouble
 WATCH_SECONDS = 0.1  # the beat at which overdue requests are looked for
+WATCHED_PER_STEP = 250  # connections: some tenths of a millisecond
+STARTED_PER_STEP = 8  # nodes whose keepers begin to connect at once: about a millisecond
 
 log = get_logger(__name__)
 
@@ -44,14 +50,16 @@ class Nodes:
 
     def __init__(self, dialer: Dialer, nursery: trio.Nursery, request_deadline_seconds: float) -> None:
         self.dialer = dialer
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[Address], None] = lambda address: None  # its connections came or went
         self.connect_failures_total = 0
         self.overdue_total = 0
         self._nursery = nursery
         self._deadline_seconds = request_deadline_seconds
-        self._keepers: dict[Key, trio.CancelScope] = {}
+        # RESP version -> node -> what ends its keepers; empty until they are started
+        self._keepers: defaultdict[int, dict[Address, list[trio.CancelScope]]] = defaultdict(dict)
+        self._unstarted: deque[tuple[Address, int, list[trio.CancelScope]]] = deque()
         self._connections: dict[Key, NodeConnection] = {}
-        self._failures: dict[Key, str] = {}  # why there is no connection now
+        self._failures: defaultdict[Address, dict[Key, str]] = defaultdict(dict)  # why there is none now
         self._changed = trio.Event()
 
     def connection(self, address: Address, resp: int, lane: Lane) -> NodeConnection | None:
@@ -60,34 +68,43 @@ class Nodes:
 
     def failure(self, address: Address) -> str:
         """Why ``address`` has no connection, for error texts; "" when it has one or was not tried."""
-        return next((text for key, text in self._failures.items() if key[0] == address), "")
+        failures = self._failures.get(address)
+        return next(iter(failures.values()), "") if failures else ""
 
     def connections(self) -> Iterable[NodeConnection]:
         return self._connections.values()
 
     def ensure(self, address: Address, resp: int) -> None:
         """Keep connections to this node open from now on."""
-        for lane in Lane:
-            key = (address, resp, lane)
-            if key not in self._keepers:
-                scope = self._keepers[key] = trio.CancelScope()
-                self._nursery.start_soon(self._keep, key, scope)
+        self.ensure_all((address,), resp)
+
+    def ensure_all(self, addresses: Iterable[Address], resp: int) -> None:
+        """Keep connections to these nodes open from now on."""
+        kept = self._keepers[resp]
+        is_starting = bool(self._unstarted)
+        for address in addresses:
+            if address not in kept:
+                scopes: list[trio.CancelScope] = []
+                kept[address] = scopes
+                self._unstarted.append((address, resp, scopes))
+        if self._unstarted and not is_starting:
+            self._nursery.start_soon(self._start_keepers)
 
     def retain(self, addresses: Iterable[Address]) -> None:
         """Let go of the connections to all other nodes, once what they owe is answered."""
         wanted = set(addresses)
-        for key, scope in list(self._keepers.items()):
-            if key[0] not in wanted:
-                del self._keepers[key]
-                scope.cancel()
+        for kept in self._keepers.values():
+            for address in kept.keys() - wanted:
+                for scope in kept.pop(address):
+                    scope.cancel()
 
     async def wait_change(self) -> None:
         """Return when a connection has come or gone, or takes requests again."""
         await self._changed.wait()
 
-    def notify(self) -> None:
-        """A connection came or went, or takes requests again."""
-        self.on_change()
+    def notify(self, address: Address) -> None:
+        """A connection to this node came or went."""
+        self.on_change(address)
         self.wake()
 
     def wake(self) -> None:
@@ -99,11 +116,28 @@ class Nodes:
         """Close connections that owe a reply for longer than the request deadline. Runs until cancelled."""
         while True:
             await trio.sleep(WATCH_SECONDS)
-            now = trio.current_time()
-            for connection in list(self._connections.values()):
-                if connection.overdue(now, self._deadline_seconds):
-                    self.overdue_total += 1
-                    connection.close(f"no reply within {self._deadline_seconds:g} s")
+            connections = list(self.connections())
+            for first in range(0, len(connections), WATCHED_PER_STEP):
+                now = trio.current_time()
+                for connection in connections[first : first + WATCHED_PER_STEP]:
+                    if not connection.is_closed and connection.overdue(now, self._deadline_seconds):
+                        self.overdue_total += 1
+                        connection.close(f"no reply within {self._deadline_seconds:g} s")
+                await trio.lowlevel.checkpoint()
+
+    async def _start_keepers(self) -> None:
+        """Start those that are due. What is in ``_unstarted`` has this task to see to it."""
+        while self._unstarted:
+            for _ in range(min(len(self._unstarted), STARTED_PER_STEP)):
+                address, resp, scopes = self._unstarted.popleft()
+                if self._keepers[resp].get(address) is not scopes:
+                    continue  # not wanted any more
+                for lane in Lane:
+                    scope = trio.CancelScope()
+                    scopes.append(scope)
+                    self._nursery.start_soon(self._keep, (address, resp, lane), scope)
+            if self._unstarted:
+                await trio.lowlevel.checkpoint()
 
     async def _keep(self, key: Key, scope: trio.CancelScope) -> None:
         address, resp, lane = key
@@ -120,17 +154,17 @@ class Nodes:
                     )
                     if self._connections.get(key) is closed:
                         del self._connections[key]
-                        self._failures[key] = reason
+                        self._failures[address][key] = reason
                     ended.set()
-                    self.notify()
+                    self.notify(address)
 
                 try:
                     connection = await self.dialer.open(
-                        address, resp=resp, on_closed=on_closed, on_ready=self.notify
+                        address, resp=resp, on_closed=on_closed, on_ready=self.wake
                     )
                 except ConnectError as error:
                     self.connect_failures_total += 1
-                    if self._failures.get(key) != str(error):
+                    if self._failures[address].get(key) != str(error):
                         log.warning(
                             "node_unreachable",
                             node=address,
@@ -138,26 +172,32 @@ class Nodes:
                             lane=lane.name.lower(),
                             error=str(error),
                         )
-                    self._failures[key] = str(error)
+                    self._failures[address][key] = str(error)
                     await trio.sleep(pause * (0.5 + random.random() / 2))
                     pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                     continue
                 pause = RECONNECT_SECONDS_FIRST
                 self._connections[key] = connection
-                self._failures.pop(key, None)
+                self._forget_failure(key)
                 log.info("node_connected", node=address, resp=resp, lane=lane.name.lower())
-                self.notify()
+                self.notify(address)
                 await ended.wait()
                 await trio.sleep(pause)
         # No longer wanted: the node left the view. What it still owes gets its deadline, then the end.
-        self._failures.pop(key, None)
+        self._forget_failure(key)
         if connection is not None and not connection.is_closed:
             if self._connections.get(key) is connection:
                 del self._connections[key]
-                self.notify()  # a node that returned before this took it up again
+                self.notify(address)  # a node that returned before this took it up again
             try:
                 with trio.move_on_after(self._deadline_seconds):
                     while connection.owed:
                         await trio.sleep(WATCH_SECONDS)
             finally:
                 connection.close("the node left the cluster")
+
+    def _forget_failure(self, key: Key) -> None:
+        failures = self._failures[key[0]]
+        failures.pop(key, None)
+        if not failures:
+            del self._failures[key[0]]

@@ -507,10 +507,10 @@ async def test_a_node_that_left_and_returned_at_once_is_not_served_by_the_old_co
     world.client().send(command("GET", key))  # both lanes owe a reply
     world.upstreams.retain([other.address for other in world.nodes if other is not node])
     world.upstreams.ensure(node.address, 2)
-    world.upstreams.notify()
+    world.upstreams.notify(node.address)
     node.accepts = False
     await world.settle()
-    assert not any(table[slot_of(key)].ready for table in routes.tables(2))
+    assert not any(route.ready for route in routes.of_slot[slot_of(key)])
     node.reply(OK, OK, OK)
     await world.settle()
     await trio.sleep(1)
