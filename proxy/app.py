@@ -6,6 +6,8 @@
     |- watch                overdue requests
     |- store                notices what other processes wrote, ends leases
     |- keeper               the topology view: looks at the cluster, or follows the proxy that does
+    |- mode                 the routing mode, as the store says
+    |- retention            removes the oldest of the record
     |- beat                 once a second: rates, idle clients, listeners that could not accept
     |- signals              SIGTERM and SIGINT begin the stop
     `- admin                HTTP for operators
@@ -26,7 +28,9 @@ from dataclasses import dataclass
 
 import trio
 
-from proxy.admin.endpoints import AdminState, routes
+from proxy.admin import audit, endpoints
+from proxy.admin import mode as mode_endpoint
+from proxy.admin.endpoints import AdminState
 from proxy.admin.server import AdminServer
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.listener import Listener
@@ -39,8 +43,11 @@ from proxy.settings.state import store_file
 from proxy.store.interface import TopologyStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite import store_at
+from proxy.topology import retention
 from proxy.topology.discovery import Discovery
+from proxy.topology.history import History
 from proxy.topology.keeper import Keeper
+from proxy.topology.mode import ModeKeeper
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
 from proxy.upstream.nodes import Lane, Nodes
@@ -108,6 +115,8 @@ class Proxy:
             refresh_seconds=cluster.refresh_interval_seconds,
             limits=TimelineLimits(migration_stuck_seconds=cluster.migration_stuck_seconds),
         )
+        self.mode = ModeKeeper(self.store, self.id)
+        self.history = History(self.store)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)
         try:
@@ -129,6 +138,8 @@ class Proxy:
                 nursery.start_soon(self.nodes.watch)
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(self.keeper.run)
+                nursery.start_soon(self.mode.run)
+                nursery.start_soon(retention.run, self.store, self._retention)
                 nursery.start_soon(self._beat)
                 await self._first_view()
                 admin = self._admin_server()
@@ -229,10 +240,18 @@ class Proxy:
             view=lambda: self.topology.view,
             view_seen_at=lambda: self.keeper.seen_at,
             readiness=self._readiness,
-            warnings=self.keeper.problems,
+            warnings=self._warnings,
             registry=self.metrics.registry,
         )
-        return AdminServer(routes(state), token=self.settings.admin.token)
+        table = [*endpoints.routes(state), *mode_endpoint.routes(self.mode), *audit.routes(self.store)]
+        return AdminServer(table, token=self.settings.admin.token)
+
+    def _warnings(self) -> list[str]:
+        return [*self.keeper.problems(), *self.mode.problems()]
+
+    def _retention(self) -> retention.Retention:
+        store = self.settings.store
+        return retention.Retention(store.events_kept_max, store.views_kept_max)
 
     def _readiness(self) -> list[str]:
         reasons = []
@@ -299,6 +318,17 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
         lambda p: p.topology.view.unowned_count,
     ),
     (_gauge("slots_in_flux", "Slots on their way between shards."), lambda p: len(p.exchange.routes.in_flux)),
+    (
+        _gauge("is_discoverer", "1 while this proxy looks at the cluster for all."),
+        lambda p: p.keeper.is_discoverer,
+    ),
+    (_counter("topology_records", "Commits of what was seen."), lambda p: p.keeper.recorder.records_total),
+    (_counter("events_recorded", "Events put on the timeline."), lambda p: p.keeper.recorder.events_total),
+    (
+        _counter("topology_looks_unrecorded", "Looks at the cluster that the store did not take."),
+        lambda p: p.keeper.recorder.missed_total,
+    ),
+    (_gauge("anomalies", "What is wrong with the cluster's map now."), lambda p: len(p.keeper.anomalies)),
     (_gauge("private_connections", "Connections held for one client."), lambda p: p.private.in_use),
 )
 

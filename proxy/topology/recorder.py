@@ -70,6 +70,7 @@ class Recorder:
     ) -> None:
         self.records_total = 0  # commits
         self.events_total = 0
+        self.missed_total = 0  # looks that the store did not take
         self._store = store
         self._proxy_id = proxy_id
         self._limits = limits
@@ -88,6 +89,7 @@ class Recorder:
         if self._missed is None:
             self._missed = (at, reason)
         self._missed_count += 1
+        self.missed_total += 1
         self._head = None  # whether the last commit happened is not known: read again
 
     async def record(self, observation: Observation, look: int, leadership: int) -> Advance:
