@@ -16,8 +16,8 @@ what was said before is noticed early. For that, lines that say the same should 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from operator import attrgetter, itemgetter, ne
 
@@ -32,9 +32,6 @@ class Known:
 
     view: TopologyView
     claim_epochs: tuple[int, ...]  # slot -> config epoch
-    # The lines of which ``merged_view`` was made, and of nothing else; empty when more than them went into it.
-    lines: Mapping[str, NodeLine] = field(default_factory=dict, compare=False)
-    merged_view: TopologyView | None = field(default=None, compare=False)
 
 
 def whom_to_ask(
@@ -100,84 +97,80 @@ def best_lines(reports: Sequence[Report]) -> dict[str, NodeLine]:
     return lines
 
 
-def merge(
-    reports: Sequence[Report],
-    known: Known,
-    adopted: Mapping[int, Address],
-    lines: Mapping[str, NodeLine] | None = None,
-) -> Known:
-    """The view that ``reports`` give. ``adopted``: slot -> owner by a MOVED newer than the reports.
+class Merging:
+    """Makes one view of the reports of a round, in steps: those of 1,000 nodes at once would keep others waiting.
 
-    ``lines``: their ``best_lines``, for a caller that works them out before. The same content gives ``known.view``
-    itself, so that identity tells whether anything changed; and the same shards the same tuple.
+        merging = Merging(reports)
+        while merging.step():
+            await trio.lowlevel.checkpoint()
+        known = merging.finish(known, adopted)
+
+    The steps look at the reports alone; what is known may change meanwhile, and counts as it is at the end.
     """
-    if not reports:
-        return known
-    lines = best_lines(reports) if lines is None else lines
-    epoch = max(report.current_epoch for report in reports)
-    if _is_no_news(reports, lines, epoch, known, adopted):
-        return known
-    answered = {report.myself.node.id for report in reports}
-    shards = _shards(lines, known.view.shards)
-    index_of = {shard.primary.id: index for index, shard in enumerate(shards)}
-    owners, epochs = _claims(lines, index_of)
-    is_kept = _keep_newer(owners, epochs, known, answered, index_of)
-    by_address = {shard.primary.address: index for index, shard in enumerate(shards)}
-    for slot, address in adopted.items():
-        if address in by_address:
-            owners[slot] = by_address[address]
-    view = TopologyView(
-        revision=known.view.revision,
-        epoch=epoch,
-        shards=shards,
-        shard_of_slot=tuple(owners),
-        migrations=_migrations(reports, known.view.migrations, answered, owners, index_of),
-    )
-    if view == known.view:
-        view = known.view
-    else:
-        view = replace(view, revision=view.revision + 1)
-    if is_kept or adopted or view.migrations:
-        return Known(view, tuple(epochs))
-    return Known(view, tuple(epochs), lines, view)
+
+    def __init__(self, reports: Sequence[Report]) -> None:
+        self._reports = reports
+        self._steps = iter([self._read_lines, self._read_shards, self._read_claims] if reports else [])
+
+    def step(self) -> bool:
+        """Do the next part. Returns False when there was none left."""
+        part = next(self._steps, None)
+        if part is not None:
+            part()
+        return part is not None
+
+    def finish(self, known: Known, adopted: Mapping[int, Address]) -> Known:
+        """The view that the reports give. ``adopted``: slot -> owner by a MOVED newer than the reports.
+
+        The same content gives ``known.view`` itself, so that identity tells whether anything changed; and the same
+        shards are the same tuple.
+        """
+        if not self._reports:
+            return known
+        shards = known.view.shards if self._shards == known.view.shards else self._shards
+        answered = {report.myself.node.id for report in self._reports}
+        owners, epochs = _keep_newer(self._owners, self._epochs, known, answered, self._index_of)
+        if adopted:
+            by_address = {shard.primary.address: index for index, shard in enumerate(shards)}
+            changed = list(owners)
+            for slot, address in adopted.items():
+                if address in by_address:
+                    changed[slot] = by_address[address]
+            owners = tuple(changed)
+        view = TopologyView(
+            revision=known.view.revision,
+            epoch=max(report.current_epoch for report in self._reports),
+            shards=shards,
+            shard_of_slot=owners,
+            migrations=_migrations(self._reports, known.view.migrations, answered, owners, self._index_of),
+        )
+        if view == known.view:
+            view = known.view
+        else:
+            view = replace(view, revision=view.revision + 1)
+        return Known(view, epochs)
+
+    def _read_lines(self) -> None:
+        self._lines = best_lines(self._reports)
+
+    def _read_shards(self) -> None:
+        self._shards = _shards(self._lines)
+        self._index_of = {shard.primary.id: index for index, shard in enumerate(self._shards)}
+
+    def _read_claims(self) -> None:
+        self._owners, self._epochs = _claims(self._lines, self._index_of)
 
 
-def _is_no_news(
-    reports: Sequence[Report],
-    lines: Mapping[str, NodeLine],
-    epoch: int,
-    known: Known,
-    adopted: Mapping[int, Address],
-) -> bool:
-    """Whether the lines say what they said when they, and nothing else, gave the view that is known."""
-    return (
-        known.view is known.merged_view
-        and epoch == known.view.epoch
-        and not adopted
-        and not any(report.atomic_migrations for report in reports)
-        and lines == known.lines
-    )
+def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address]) -> Known:
+    """``Merging``, all at once."""
+    merging = Merging(reports)
+    while merging.step():
+        pass
+    return merging.finish(known, adopted)
 
 
-def _claims(lines: Mapping[str, NodeLine], index_of: Mapping[str, int]) -> tuple[list[int], list[int]]:
-    """(slot -> index into shards, slot -> config epoch), by the newest claim of each slot."""
-    claimants = [line for line in lines.values() if line.slot_ranges and line.node.id in index_of]
-    claimants.sort(key=attrgetter("node.config_epoch", "node.id"))
-    places = [-1] * SLOT_COUNT  # slot -> index into claimants; filled by ranges, the newest last
-    for place, line in enumerate(claimants):
-        for low, high in line.slot_ranges:
-            places[low : high + 1] = [place] * (high - low + 1)
-    take = itemgetter(*places)
-    owners = take([*(index_of[line.node.id] for line in claimants), UNOWNED])
-    epochs = take([*(line.node.config_epoch for line in claimants), 0])
-    return list(owners), list(epochs)
-
-
-def _shards(lines: Mapping[str, NodeLine], known: tuple[Shard, ...]) -> tuple[Shard, ...]:
-    """A shard for each primary, by node id; ``known`` itself if they are the same.
-
-    One that lost its slots and failed is none any more.
-    """
+def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
+    """A shard for each primary, by node id. One that lost its slots and failed is none any more."""
     replicas: dict[str, list[Node]] = {}
     for line in lines.values():
         if line.node.role is Role.REPLICA and line.node.primary_id is not None:
@@ -189,40 +182,56 @@ def _shards(lines: Mapping[str, NodeLine], known: tuple[Shard, ...]) -> tuple[Sh
     ]
     by_id = attrgetter("id")
     heads.sort(key=by_id)
-    shards = tuple(Shard(head, tuple(sorted(replicas.get(head.id, ()), key=by_id))) for head in heads)
-    return known if shards == known else shards
+    return tuple(Shard(head, tuple(sorted(replicas.get(head.id, ()), key=by_id))) for head in heads)
+
+
+def _claims(
+    lines: Mapping[str, NodeLine], index_of: Mapping[str, int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(slot -> index into shards, slot -> config epoch), by the newest claim of each slot."""
+    claimants = [line for line in lines.values() if line.slot_ranges and line.node.id in index_of]
+    claimants.sort(key=attrgetter("node.config_epoch", "node.id"))
+    places = [-1] * SLOT_COUNT  # slot -> index into claimants; filled by ranges, the newest last
+    for place, line in enumerate(claimants):
+        for low, high in line.slot_ranges:
+            places[low : high + 1] = [place] * (high - low + 1)
+    take = itemgetter(*places)
+    return (
+        take([*(index_of[line.node.id] for line in claimants), UNOWNED]),
+        take([*(line.node.config_epoch for line in claimants), 0]),
+    )
 
 
 def _keep_newer(
-    owners: list[int],
-    epochs: list[int],
+    owners: tuple[int, ...],
+    epochs: tuple[int, ...],
     known: Known,
     answered: set[str],
     index_of: Mapping[str, int],
-) -> bool:
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Undo claims that are not newer than what we know, where the owner that we know did not answer.
 
     One of the same age is undone too: it is the former owner's, and the owner that we know is a later MOVED's.
-    Returns whether any slot has now what we knew, and not what was said.
     """
     index_now = [index_of.get(shard.primary.id, UNOWNED) for shard in known.view.shards]
     known_owners = itemgetter(*known.view.shard_of_slot)([*index_now, UNOWNED])
-    silent = {
-        index
-        for shard, index in zip(known.view.shards, index_now, strict=True)
-        if shard.primary.id not in answered
-    } - {UNOWNED}
-    in_doubt = {
-        *compress(range(SLOT_COUNT), map(ne, owners, known_owners)),
-        *compress(range(SLOT_COUNT), map(ne, epochs, known.claim_epochs)),
-    }
-    is_kept = False
-    for slot in in_doubt:
-        if known_owners[slot] in silent and epochs[slot] <= known.claim_epochs[slot]:
-            owners[slot] = known_owners[slot]
-            epochs[slot] = known.claim_epochs[slot]
-            is_kept = True
-    return is_kept
+    answering = {index_of[node_id] for node_id in answered if node_id in index_of} | {UNOWNED}
+    kept = [
+        slot
+        for slot in {*_differing(owners, known_owners), *_differing(epochs, known.claim_epochs)}
+        if known_owners[slot] not in answering and epochs[slot] <= known.claim_epochs[slot]
+    ]
+    if not kept:
+        return owners, epochs
+    new_owners, new_epochs = list(owners), list(epochs)
+    for slot in kept:
+        new_owners[slot], new_epochs[slot] = known_owners[slot], known.claim_epochs[slot]
+    return tuple(new_owners), tuple(new_epochs)
+
+
+def _differing(some: tuple[int, ...], others: tuple[int, ...]) -> Iterable[int]:
+    """The slots at which they differ; at once when none do."""
+    return () if some == others else compress(range(SLOT_COUNT), map(ne, some, others))
 
 
 def _migrations(

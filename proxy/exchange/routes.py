@@ -119,14 +119,17 @@ class Routes:
         """Have an entry for each primary, and connections to those and no others."""
         self._shards = shards
         addresses = [shard.primary.address for shard in shards]
-        new = [address for address in addresses if address not in self._primaries]
+        wanted = set(addresses)
+        new = wanted.difference(self._primaries)
+        gone = set(self._primaries).difference(wanted)
         for resp in self._resps:
-            self._nodes.ensure_all(new, resp)
-        if new or len(set(addresses)) < len(self._primaries):
-            self._primaries |= {address: self._primary_at(address) for address in new}
-            self._primaries = {address: self._primaries[address] for address in addresses}
-            if addresses:
-                self._nodes.retain(addresses)
+            self._nodes.ensure_all(sorted(new), resp)
+        for address in new:
+            self._primaries[address] = self._primary_at(address)
+        for address in gone:
+            del self._primaries[address]
+        if wanted and (new or gone):
+            self._nodes.retain(wanted)
         self._of_shard = [*map(self._primaries.__getitem__, addresses)]
         self._routes_of_shard = [*(primary.routes for primary in self._of_shard), UNOWNED_ROUTES]
 

@@ -94,7 +94,7 @@ class Nodes:
         """Let go of the connections to all other nodes, once what they owe is answered."""
         wanted = set(addresses)
         for kept in self._keepers.values():
-            for address in kept.keys() - wanted:
+            for address in set(kept).difference(wanted):
                 for scope in kept.pop(address):
                     scope.cancel()
 
