@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from itertools import pairwise
+from itertools import groupby
 
-from routing.cluster_nodes import Report
+from routing.cluster_nodes import NodeLine, Report
 from routing.events import Event, EventKind, Plain, SlotRange
 from routing.migrations import MigrationRecord
 from routing.names import Names, count, plain_ranges, slot_ranges, slots_text
 from routing.observation import Observation
-from routing.topology import UNOWNED, Node, Role, TopologyView
+from routing.topology import UNOWNED, Role, TopologyView
 
 
 class AnomalyKind(Enum):
@@ -80,13 +80,15 @@ def find_anomalies(
     view = observation.view
     if not view.shards:
         return ()
-    names = Names(view.nodes())
+    owned = _owned_ranges(view)
+    strange = _strange_lines(view, owned, observation.reports)
+    names = Names(view.nodes(), (line.node for _, line in strange))
     found = [
         *_uncovered(view),
-        *_disputed(view, observation.reports, names),
-        *_without_primary(view, observation.reports, names),
+        *_disputed(view, strange, names),
+        *_without_primary(view, strange, names),
         *_without_replica(view, names),
-        *_uneven(observation, names, limits),
+        *_uneven(observation, owned, names, limits),
         *_stuck(migrations, names),
     ]
     return tuple(
@@ -108,8 +110,8 @@ def track(
     current: list[Anomaly] = []
     for fresh in found:
         state = known.pop((fresh.kind, fresh.subject), None) or AnomalyState(fresh)
+        state = _going_on(state, fresh)
         since = state.anomaly.since
-        state = replace(state, absent_since=None)
         if not state.is_found and at - since >= _lasting(fresh.kind, lasting_seconds):
             state = AnomalyState(replace(fresh, since=since), is_found=True)
             events.append(_event(EventKind.ANOMALY_FOUND, state.anomaly, at, epoch, fresh.message))
@@ -128,6 +130,28 @@ def track(
             after.append(replace(state, absent_since=absent_since))
             current.append(anomaly)
     return AnomaliesTracked(tuple(after), tuple(events), tuple(current))
+
+
+def _going_on(state: AnomalyState, fresh: Anomaly) -> AnomalyState:
+    """The state when its anomaly is there again.
+
+    While slots move one by one, two nodes are always at odds about some of them for a moment. So a dispute lasts
+    only as long as there is a slot that was disputed all the while.
+    """
+    if fresh.kind is AnomalyKind.DISPUTED_SLOTS and not state.is_found:
+        lasting = tuple(_common(state.anomaly.slot_ranges, fresh.slot_ranges))
+        if not lasting:
+            return AnomalyState(fresh)
+        state = replace(state, anomaly=replace(state.anomaly, slot_ranges=lasting))
+    return replace(state, absent_since=None)
+
+
+def _common(ours: Iterable[SlotRange], theirs: Sequence[SlotRange]) -> Iterable[SlotRange]:
+    """What two series of ascending ranges have in common."""
+    for low, high in ours:
+        for first, last in theirs:
+            if max(low, first) <= min(high, last):
+                yield max(low, first), min(high, last)
 
 
 def _lasting(kind: AnomalyKind, lasting_seconds: float) -> float:
@@ -151,6 +175,45 @@ def _event(kind: EventKind, anomaly: Anomaly, at: float, epoch: int, message: st
     )
 
 
+# -- what the kinds are judged by
+
+_Told = tuple[str, NodeLine]  # who says it, what it says
+
+
+def _owned_ranges(view: TopologyView) -> dict[str, tuple[SlotRange, ...]]:
+    """Primary's id -> its slots, in one pass over the map; only those that own any."""
+    owned: dict[int, list[SlotRange]] = {}
+    for owner, low, high in _runs(view.shard_of_slot):
+        owned.setdefault(owner, []).append((low, high))
+    return {view.shards[owner].primary.id: tuple(spans) for owner, spans in owned.items() if owner != UNOWNED}
+
+
+def _runs(shard_of_slot: Sequence[int]) -> Iterable[tuple[int, int, int]]:
+    """(owner, first slot, last slot) of slots that follow each other."""
+    first = 0
+    for owner, slots in groupby(shard_of_slot):
+        after = first + len(list(slots))
+        yield owner, first, after - 1
+        first = after
+
+
+def _strange_lines(
+    view: TopologyView, owned: Mapping[str, tuple[SlotRange, ...]], reports: Iterable[Report]
+) -> list[_Told]:
+    """Lines that differ from the view: in whose slots they are, or in naming a node that it leaves out.
+
+    One pass for all kinds: it reads each line of each report, 16,000 of them in a cluster of 1,000 nodes.
+    """
+    expected = {node.id: owned.get(node.id, ()) for node in view.nodes()}
+    strange: list[_Told] = []
+    for report in reports:
+        lines = (report.myself, *report.others)
+        strange += [
+            (report.myself.node.id, line) for line in lines if expected.get(line.node.id) != line.slot_ranges
+        ]
+    return strange
+
+
 # -- the kinds, in the order of AnomalyKind
 
 
@@ -166,26 +229,23 @@ def _uncovered(view: TopologyView) -> Iterable[Anomaly]:
     )
 
 
-def _disputed(view: TopologyView, reports: Sequence[Report], names: Names) -> Iterable[Anomaly]:
+def _disputed(view: TopologyView, strange: Sequence[_Told], names: Names) -> Iterable[Anomaly]:
     """One for each two nodes: the owner by the view, and who else has a slot by its own or another's word."""
     told: dict[tuple[str, str], tuple[set[SlotRange], list[str]]] = {}  # (owner, other) -> spans, who says so
-    owned = owned_ranges(view)
-    for report in reports:
-        for line in (report.myself, *report.others):
-            if line.slot_ranges == owned.get(line.node.id, ()) or line.node.role is Role.REPLICA:
-                continue
-            for owner_id, span in _foreign(view, line.node.id, line.slot_ranges):
-                spans, witnesses = told.setdefault((owner_id, line.node.id), (set(), []))
-                spans.add(span)
-                witnesses.append(report.myself.node.id)
+    for witness_id, line in strange:
+        for owner_id, span in _foreign(view, line.node.id, line.slot_ranges):
+            spans, witnesses = told.setdefault((owner_id, line.node.id), (set(), []))
+            spans.add(span)
+            witnesses.append(witness_id)
     for (owner_id, other_id), (spans, witnesses) in told.items():
         slots = sorted({slot for low, high in spans for slot in range(low, high + 1)})
         seen_by = sorted(set(witnesses))
         if other_id in seen_by:
             message = f"{names[owner_id]} and {names[other_id]} both claim {slots_text(slots)}"
         else:
+            verb = "takes" if len(seen_by) == 1 else "take"
             message = (
-                f"{names.of(seen_by)} take {names[other_id]} for the owner of {slots_text(slots)},"
+                f"{names.of(seen_by)} {verb} {names[other_id]} for the owner of {slots_text(slots)},"
                 f" which {names[owner_id]} serves"
             )
         yield Anomaly(
@@ -198,20 +258,6 @@ def _disputed(view: TopologyView, reports: Sequence[Report], names: Names) -> It
         )
 
 
-def owned_ranges(view: TopologyView) -> dict[str, tuple[SlotRange, ...]]:
-    """Primary's id -> its slots, in one pass over the map; only those that own any."""
-    owned: dict[int, list[SlotRange]] = {}
-    for owner, low, high in _runs(view.shard_of_slot):
-        owned.setdefault(owner, []).append((low, high))
-    return {view.shards[owner].primary.id: tuple(spans) for owner, spans in owned.items() if owner != UNOWNED}
-
-
-def _runs(shard_of_slot: Sequence[int]) -> Iterable[tuple[int, int, int]]:
-    starts = [0, *(slot for slot, (one, two) in enumerate(pairwise(shard_of_slot), start=1) if one != two)]
-    for first, after in pairwise((*starts, len(shard_of_slot))):
-        yield shard_of_slot[first], first, after - 1
-
-
 def _foreign(view: TopologyView, node_id: str, spans: Sequence[SlotRange]) -> Iterable[tuple[str, SlotRange]]:
     """(the owner by the view, span) for what a line gives to ``node_id`` and the view to somebody else."""
     owners = view.shard_of_slot
@@ -221,19 +267,17 @@ def _foreign(view: TopologyView, node_id: str, spans: Sequence[SlotRange]) -> It
                 yield owner_id, (low + first, low + last)
 
 
-def _without_primary(view: TopologyView, reports: Sequence[Report], names: Names) -> Iterable[Anomaly]:
+def _without_primary(view: TopologyView, strange: Sequence[_Told], names: Names) -> Iterable[Anomaly]:
     for shard in view.shards:
         if shard.primary.is_failing:
             for replica in shard.replicas:
                 yield _orphan(replica.id, shard.primary.id, "is failing", names)
     in_view = {node.id for node in view.nodes()}
-    orphans: dict[str, Node] = {}  # replicas that the view leaves out, because whom they follow is no primary
-    for report in reports:
-        for line in (report.myself, *report.others):
-            if line.node.role is Role.REPLICA and line.node.id not in in_view:
-                orphans[line.node.id] = line.node
-    if orphans:
-        names = Names(view.nodes(), orphans.values())
+    orphans = {  # the view leaves them out, because whom they follow is no primary
+        line.node.id: line.node
+        for _, line in strange
+        if line.node.role is Role.REPLICA and line.node.id not in in_view
+    }
     for node in orphans.values():
         yield _orphan(node.id, node.primary_id or "", "is no primary", names)
 
@@ -266,13 +310,15 @@ def _without_replica(view: TopologyView, names: Names) -> Iterable[Anomaly]:
             )
 
 
-def _uneven(observation: Observation, names: Names, limits: AnomalyLimits) -> Iterable[Anomaly]:
+def _uneven(
+    observation: Observation,
+    owned: Mapping[str, tuple[SlotRange, ...]],
+    names: Names,
+    limits: AnomalyLimits,
+) -> Iterable[Anomaly]:
     """Slots by the view. Keys and bytes only when every primary that owns slots told its own."""
     view = observation.view
-    slots = {
-        primary_id: sum(high - low + 1 for low, high in spans)
-        for primary_id, spans in owned_ranges(view).items()
-    }
+    slots = {primary_id: sum(high - low + 1 for low, high in spans) for primary_id, spans in owned.items()}
     empty = {shard.primary.id: 0 for shard in view.shards if not shard.primary.is_failing}
     yield from _fullest(
         AnomalyKind.UNEVEN_SLOTS, {**empty, **slots}, "slots", limits.uneven_slots_min, names, limits

@@ -109,8 +109,8 @@ class Merging:
     """
 
     def __init__(self, reports: Sequence[Report]) -> None:
-        self._reports = reports
-        self._steps = iter([self._read_lines, self._read_shards, self._read_claims] if reports else [])
+        self._reports = _members(reports)
+        self._steps = iter([self._read_lines, self._read_shards, self._read_claims] if self._reports else [])
 
     def step(self) -> bool:
         """Do the next part. Returns False when there was none left."""
@@ -167,6 +167,14 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
     while merging.step():
         pass
     return merging.finish(known, adopted)
+
+
+def _members(reports: Sequence[Report]) -> Sequence[Report]:
+    """Without those of nodes that left: they were reset, know nobody, and nobody knows them. They still answer."""
+    if all(report.others for report in reports):
+        return reports
+    named = {line.node.id for report in reports for line in report.others}
+    return [report for report in reports if report.others or report.myself.node.id in named or not named]
 
 
 def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:
@@ -252,8 +260,11 @@ def _migrations(
             slots = {slot for slot in migration.slots if owners[slot] == source_index}
             pairs[migration.source_id, migration.target_id, migration.kind] = slots
     for report in reports:
-        own_id = report.myself.node.id
-        own_index = index_of.get(own_id)  # a replica has none, and no open slots
+        own = report.myself.node
+        if own.role is Role.REPLICA and (own.primary_id is None or own.primary_id in answered):
+            continue  # Valkey's replicas repeat the open slots of their primary, which says it better
+        own_id = own.primary_id or own.id
+        own_index = index_of.get(own_id)
         for slot, target in report.myself.migrating:
             if owners[slot] == own_index:
                 pairs.setdefault((own_id, target, MigrationKind.STEPWISE), set()).add(slot)

@@ -69,7 +69,7 @@ class MigrationRecord:
     stages: tuple[StageEntry, ...]
     open_slots: tuple[int, ...] = ()  # ascending
     moved_slots: tuple[int, ...] = ()  # changed hands so far, ascending
-    returned_slots: tuple[int, ...] = ()  # opened and closed without changing hands, ascending
+    returned_slots: tuple[int, ...] = ()  # stayed at the source, or came back to it, ascending
     stuck_slots: tuple[int, ...] = ()  # of the open ones: without progress for too long, ascending
     keys_left: Mapping[int, int] = field(default_factory=dict)  # open slot -> keys still at the source
     slot_progressed_at: Mapping[int, float] = field(default_factory=dict)  # open slot of a stepwise one
@@ -238,7 +238,8 @@ class _Step:
     ) -> None:
         """What is open now, what changed hands, and what became of the jobs."""
         record, seen = self.record, self._seen
-        was_open, was_moved = set(record.open_slots), set(record.moved_slots)
+        came_back = seen.handed_over.get((record.target_id, record.source_id), ())
+        was_open, was_moved = set(record.open_slots), set(record.moved_slots) - {*came_back}
         opened = {slot for slot in told_open if seen.owner_id(slot) != record.target_id}
         if self._is_half_heard():
             opened |= {slot for slot in was_open if seen.owner_id(slot) == record.source_id}
@@ -249,7 +250,8 @@ class _Step:
         moved_now |= {slot for slot in closed if seen.owner_id(slot) == record.target_id} - was_moved
         failed = set(_slots_of(job for job in jobs if job.state.lower() in FINISHED_STATES - {SUCCESS_STATE}))
         moved = (was_moved | moved_now) - opened
-        returned = ({*record.returned_slots} | closed | failed) - moved - opened
+        went_back = {*record.moved_slots} - was_moved
+        returned = ({*record.returned_slots} | closed | failed | went_back) - moved - opened
         keys_left = {
             slot: left
             for slot in sorted(opened)
@@ -261,7 +263,8 @@ class _Step:
                 since = record.slot_progressed_at.get(slot)
                 shrank = keys_left.get(slot, 0) < record.keys_left.get(slot, 0)
                 progress[slot] = seen.at if since is None or shrank else since
-        progressed = bool(moved_now or opened != was_open or jobs_progressed or seen.at in progress.values())
+        progressed = bool(moved_now or went_back or opened != was_open or jobs_progressed)
+        progressed = progressed or seen.at in progress.values()
         is_quiet = not opened and not any(job.state.lower() not in FINISHED_STATES for job in jobs)
         quiet_since = record.quiet_since if record.quiet_since is not None and not progressed else seen.at
         self.record = replace(

@@ -151,6 +151,7 @@ class _Look:
         self.limits = limits
         self.events: list[Event] = []
         self.is_same_view = self.new is self.old
+        self.has_same_reports = _are_same(timeline.reports, observation.reports)
         self.old_nodes = _by_id(self.old.nodes())
         self.new_nodes = self.old_nodes if self.is_same_view else _by_id(self.new.nodes())
         self.names = Names(timeline.hidden, self.old.nodes(), () if self.is_same_view else self.new.nodes())
@@ -222,6 +223,9 @@ class _Look:
     def see_members(self) -> None:
         """Who came, who left, and who is hidden: named by reports but not in the view."""
         if self.is_same_view and not self.timeline.hidden:
+            return
+        if self.is_same_view and self.has_same_reports:
+            self.hidden = _by_id(self.timeline.hidden)
             return
         told = _lines_beyond(self.new_nodes, self.observation.reports)
         self.hidden = {node_id: line.node for node_id, line in told.items()}
@@ -598,9 +602,11 @@ class _Look:
             if job.name in unfinished:
                 ended.append(job)
             elif is_new and job.source_id == node_id and not self.is_first and not self.is_replaced:
-                known_since = self.timeline.begun_at if last_known is None else 0.0
+                known_since = int(self.timeline.begun_at) if last_known is None else 0
                 if job.created_at is None or job.created_at >= known_since:
-                    ended.append(job)
+                    ended.append(
+                        job
+                    )  # by the node's clock; one that is behind may hide a job's first seconds
         return ended
 
     # -- the end
@@ -609,7 +615,7 @@ class _Look:
         at = self.observation.at
         followed = self.migrations
         migrations = self.timeline.migrations if followed is None else followed.active
-        found = self._find_anomalies(migrations, is_changed=followed is not None)
+        found = self._find_anomalies(migrations)
         tracked = self._track(found)
         self.events += tracked.events
         timeline = replace(
@@ -631,12 +637,11 @@ class _Look:
         changed = () if followed is None else followed.changed
         return Advance(timeline, tuple(self.events), changed, tracked.current)
 
-    def _find_anomalies(
-        self, migrations: tuple[MigrationRecord, ...], *, is_changed: bool
-    ) -> tuple[Anomaly, ...]:
+    def _find_anomalies(self, migrations: Sequence[MigrationRecord]) -> tuple[Anomaly, ...]:
+        """Those of the last look, when what they are judged by is the same."""
         last = self.timeline.found
-        if last is not None and self.is_same_view and not is_changed:
-            if _are_same(self.timeline.reports, self.observation.reports):
+        if last is not None and self.is_same_view and self.has_same_reports:
+            if _stuck_in(migrations) == _stuck_in(self.timeline.migrations):
                 return last
         return find_anomalies(self.observation, migrations, self.limits.anomalies)
 
@@ -723,6 +728,10 @@ def _are_same(old: Sequence[Report], new: Sequence[Report]) -> bool:
         )
         for one, two in zip(old, new, strict=True)
     )
+
+
+def _stuck_in(migrations: Sequence[MigrationRecord]) -> list[tuple[Pair, tuple[int, ...]]]:
+    return [(record.pair, record.stuck_slots) for record in migrations]
 
 
 def _node_facts(node: Node) -> dict[str, Plain]:

@@ -115,7 +115,9 @@ class Keeper:
         self._look_began = 0.0  # trio time
         self._adopted_look = 0  # the newest of this proxy's looks whose view was adopted
         self._is_troubled = False
-        self._is_migrating = False  # a migration has begun and not ended, be a slot of it open just now or not
+        self._is_migrating = (
+            False  # a migration has begun and not ended, be a slot of it open just now or not
+        )
         self._touched_at = 0.0  # trio time
         # What the store says:
         self._health = StoreHealth(store.name)

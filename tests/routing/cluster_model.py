@@ -38,7 +38,12 @@ class Server:
     key_count: int | None = None
     used_bytes: int | None = None
 
-    def line(self, *, is_own: bool) -> NodeLine:
+    def lines(self) -> tuple[NodeLine, NodeLine]:
+        """What it says of itself, and what the others say of it."""
+        spans = slot_ranges(self.slots)
+        return self._line(spans, is_own=True), self._line(spans, is_own=False)
+
+    def _line(self, spans: tuple[tuple[int, int], ...], *, is_own: bool) -> NodeLine:
         return NodeLine(
             Node(
                 self.id,
@@ -49,7 +54,7 @@ class Server:
                 self.is_failing and not is_own,
                 self.is_linked or is_own,
             ),
-            slot_ranges(self.slots),
+            spans,
             tuple(sorted(self.migrating.items())) if is_own else (),
             tuple(sorted(self.importing.items())) if is_own else (),
         )
@@ -117,10 +122,11 @@ class Cluster:
 
     def reports(self, asked: Iterable[str] | None = None) -> tuple[Report, ...]:
         names = self.servers if asked is None else asked
+        lines = {name: server.lines() for name, server in self.servers.items()}
         return tuple(
             Report(
-                self[name].line(is_own=True),
-                tuple(server.line(is_own=False) for other, server in self.servers.items() if other != name),
+                lines[name][0],
+                tuple(told for other, (_, told) in lines.items() if other != name),
                 self.epoch,
                 True,
                 tuple(self[name].running),
