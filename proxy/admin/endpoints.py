@@ -1,7 +1,8 @@
-"""What the admin port answers now: health, readiness, metrics and the topology view."""
+"""What the admin port answers at once: health, readiness, metrics, and the topology view of now or of a moment past."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from proxy.admin.http import ProblemError, Request, Response, Route
+from proxy.admin.query import moment_of, number_of, problem_of_store
+from proxy.store.interface import StoreError
+from proxy.store.records import ViewRecord
+from proxy.topology.event_facts import rfc3339
+from proxy.topology.history import History
 from routing.topology import UNOWNED, Migration, Node, Role, TopologyView, ranges
 
 
@@ -25,6 +31,7 @@ class AdminState:
     readiness: Callable[[], list[str]]  # why clients should not be sent here; empty means ready
     warnings: Callable[[], list[str]]  # what an operator should look at while the proxy serves on
     registry: CollectorRegistry
+    history: History | None = None  # None: no record is kept, and nothing is known of the past
 
 
 def routes(state: AdminState) -> list[Route]:
@@ -46,7 +53,9 @@ def routes(state: AdminState) -> list[Route]:
         return Response(HTTPStatus.OK, encode(state.registry), content_type)
 
     async def topology(request: Request) -> Response:
-        request.refuse_query()
+        request.refuse_query("epoch", "at")
+        if request.query:
+            return Response.of_json(await _facts_of_past(request, state.history))
         view = state.view()
         if view.revision == 0:
             raise ProblemError(
@@ -62,6 +71,40 @@ def routes(state: AdminState) -> list[Route]:
         Route("/metrics", {"GET": metrics}),
         Route("/v1/topology", {"GET": topology}),
     ]
+
+
+async def _facts_of_past(request: Request, history: History | None) -> dict[str, object]:
+    """The version of the map that held at ``epoch`` or ``at``."""
+    epoch, at = number_of(request, "epoch"), moment_of(request, "at", now=time.time())
+    if epoch is not None and at is not None:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, "give either epoch or at: they may name different maps")
+    if history is None:
+        raise ProblemError(HTTPStatus.NOT_FOUND, "this proxy keeps no record of the past")
+    try:
+        record = await history.view_at(epoch=epoch, at=at)
+        oldest = None if record is not None else await history.oldest_version()
+    except StoreError as error:
+        raise problem_of_store(error) from error
+    asked = f"epoch {epoch}" if at is None else rfc3339(at)
+    if record is not None:
+        return {**facts_of_view(record.view, record.at), "as_of": asked, **_facts_of_version(record)}
+    if oldest is None:
+        raise ProblemError(HTTPStatus.NOT_FOUND, "no map has been recorded yet", more={"oldest": None})
+    raise ProblemError(
+        HTTPStatus.NOT_FOUND,
+        f"no map as of {asked} is kept: the oldest is version {oldest.number}, of epoch {oldest.view.epoch}, "
+        f"recorded at {rfc3339(oldest.at)}",
+        more={"oldest": _facts_of_version(oldest)},
+    )
+
+
+def _facts_of_version(record: ViewRecord) -> dict[str, object]:
+    return {
+        "version": record.number,
+        "epoch": record.view.epoch,
+        "recorded_at": rfc3339(record.at),
+        "recorded_by": record.writer,
+    }
 
 
 def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object]:

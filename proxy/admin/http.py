@@ -53,13 +53,12 @@ class Request:
     )  # what stood for {name} in the route's pattern
     peer: str = ""  # the caller's address; empty if the transport has none
 
-    def refuse_query(self) -> None:
-        """Raises ProblemError if there is a query: one that is not understood must not be passed over."""
-        if self.query:
-            names = ", ".join(sorted(self.query))
-            raise ProblemError(
-                HTTPStatus.BAD_REQUEST, f"{self.path} takes no query parameters, and got {names}"
-            )
+    def refuse_query(self, *known: str) -> None:
+        """Raises ProblemError if there is another parameter: one that is not understood must not be passed over."""
+        unknown = sorted(set(self.query).difference(known))
+        if unknown:
+            takes = f"takes {', '.join(known)}" if known else "takes no query parameters"
+            raise ProblemError(HTTPStatus.BAD_REQUEST, f"{self.path} {takes}, and got {', '.join(unknown)}")
 
 
 @dataclass(frozen=True, slots=True)
