@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 import trio
+from routing.event_filter import EventFilter
 
 from proxy.admin.http import ProblemError, Request, Response, Route, StreamResponse
 from proxy.admin.query import flag_of, number_of, problem_of_store, text_of
@@ -19,7 +20,6 @@ from proxy.log import get_logger
 from proxy.store.interface import StoreError, StoreUnavailableError
 from proxy.topology.event_facts import facts_of_event, rfc3339
 from proxy.topology.history import EventPage, History
-from routing.event_filter import EventFilter
 from routing.slot import SLOT_COUNT
 from routing.timeline import Event, EventKind, MigrationRecord
 from routing.topology import ranges

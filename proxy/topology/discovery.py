@@ -1,7 +1,8 @@
 """Asks the nodes what they know of the cluster. It decides nothing: what they say goes into a ``Look``.
 
-Who is asked: each round at most ASKED_MAX nodes, all of them in a cluster of that size, else in turn. Each is asked
-on a connection of its own, so that a slow command on a shared one delays no discovery.
+Who is asked: each round at most ASKED_MAX nodes, all of them in a cluster of that size, else in turn
+(``routing.discovery.whom_to_ask``). Each is asked on a connection of its own, so that a slow command on a shared one
+delays no discovery. Answers of large clusters are read in steps, so that they delay no traffic.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.cluster_nodes import (
+    LineCache,
+    NodesParser,
     Report,
     ReportError,
     parse_atomic_migrations,
     parse_finished_migrations,
     parse_info,
     parse_key_count,
-    parse_nodes,
     parse_replication,
     parse_used_bytes,
 )
+from routing.discovery import whom_to_ask
 from routing.topology import Address, MigrationKind, TopologyView
 
 ASKED_MAX = 16  # nodes per round
@@ -74,7 +77,7 @@ class Discovery:
         self.answered_at: float | None = None  # trio time of the last look in which a node answered
         self._dialer = dialer
         self._asked: dict[Address, _Asked] = {}
-        self._turn = 0  # where the next round begins in a cluster of more than ASKED_MAX nodes
+        self._lines = LineCache()
 
     @property
     def engine_version(self) -> str:
@@ -94,13 +97,13 @@ class Discovery:
             if asked.connection is not None:
                 asked.connection.close("stopping")
 
-    async def look(self, view: TopologyView, *, with_seeds: bool) -> Look:
-        """Ask the nodes of ``view``; the seeds too if asked for, or if there are none.
+    async def look(self, view: TopologyView, *, with_seeds: bool, heard_of: Sequence[Address] = ()) -> Look:
+        """Ask the nodes of ``view``, those first that were ``heard_of``; the seeds too if asked for, or if alone.
 
         Raises nothing: who does not answer, or not what is documented, is in ``Look.problems``.
         """
         began = trio.current_time()
-        addresses = self._whom_to_ask(view, with_seeds)
+        addresses = self._whom_to_ask(view, with_seeds, heard_of)
         reports: dict[Address, Report] = {}
 
         async def ask(address: Address) -> None:
@@ -126,20 +129,18 @@ class Discovery:
             keys_in_slot=await self._count_keys(view),
         )
 
-    def _whom_to_ask(self, view: TopologyView, with_seeds: bool) -> list[Address]:
-        # Once each: a replica that a MOVED named is a primary as well until the next round.
-        known = list(dict.fromkeys(node.address for node in view.nodes()))
+    def _whom_to_ask(
+        self, view: TopologyView, with_seeds: bool, heard_of: Sequence[Address]
+    ) -> list[Address]:
+        chosen = whom_to_ask(view, turn=self.looks_total, asked_max=ASKED_MAX, first=heard_of)
+        known = {node.address for node in view.nodes()}
         if not known or (with_seeds and len(known) <= ASKED_MAX):
-            known += [seed for seed in self.seeds if seed not in known]
-        for address in list(self._asked):
-            if address not in known:
-                asked = self._asked.pop(address)
-                if asked.connection is not None:
-                    asked.connection.close("the node left the cluster")
-        if len(known) <= ASKED_MAX:
-            return known
-        self._turn = (self._turn + ASKED_MAX) % len(known)
-        return (known + known)[self._turn : self._turn + ASKED_MAX]
+            chosen += [seed for seed in self.seeds if seed not in known]
+        for address in self._asked.keys() - known - set(chosen):
+            asked = self._asked.pop(address)
+            if asked.connection is not None:
+                asked.connection.close("the node left the cluster")
+        return chosen
 
     async def _ask(self, address: Address) -> Report | None:
         """What one node says, or None with the reason in what is remembered of it."""
@@ -170,7 +171,10 @@ class Discovery:
             server = parse_info(_text(await _ask_one(connection, "INFO", "server")))
             asked.engine_version = server.get("redis_version", "")
         cluster = parse_info(_text(await _ask_one(connection, "CLUSTER", "INFO")))
-        myself, others = parse_nodes(_text(await _ask_one(connection, "CLUSTER", "NODES")), address)
+        parser = NodesParser(_text(await _ask_one(connection, "CLUSTER", "NODES")), address, self._lines)
+        while parser.step():
+            await trio.lowlevel.checkpoint()
+        myself, others = parser.result()
         replication = parse_replication(_text(await _ask_one(connection, "INFO", "replication")))
         if trio.current_time() - asked.sizes_at > SIZES_SECONDS:
             asked.sizes_at = trio.current_time()

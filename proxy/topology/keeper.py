@@ -53,7 +53,7 @@ from proxy.topology.service import Topology
 from proxy.topology.store_health import StoreHealth
 from proxy.topology.views import ViewReader
 from routing.anomalies import Anomaly
-from routing.discovery import Known, claims_of, merge
+from routing.discovery import Known, Merging, claims_of
 from routing.observation import Observation
 from routing.slot import SLOT_COUNT
 from routing.timeline import TimelineLimits, current_anomalies
@@ -241,13 +241,18 @@ class Keeper:
     async def _look(self) -> None:
         """One look: ask, merge, record, adopt."""
         topology = self.topology
-        look = await self.discovery.look(topology.view, with_seeds=self._is_troubled)
+        look = await self.discovery.look(
+            topology.view, with_seeds=self._is_troubled, heard_of=topology.moved_to()
+        )
         self._look_count += 1
         self._look_began = look.began
         topology.engine_version = self.discovery.engine_version
         if look.reports:
-            known = merge(
-                look.reports, Known(topology.view, tuple(self._claims)), topology.moved_since(look.began)
+            merging = Merging(look.reports)
+            while merging.step():
+                await trio.lowlevel.checkpoint()
+            known = merging.finish(
+                Known(topology.view, tuple(self._claims)), topology.moved_since(look.began)
             )
             await self._record_look(look, known.view)
             # What the record brought is adopted by now, and this changes nothing; unless it brought nothing.

@@ -13,7 +13,7 @@ from dataclasses import replace
 import trio
 
 from proxy.log import get_logger
-from routing.discovery import with_moved
+from routing.discovery import with_all_moved, with_moved
 from routing.topology import EMPTY_VIEW, Address, TopologyView
 
 log = get_logger(__name__)
@@ -67,11 +67,14 @@ class Topology:
         self._moved = {slot: item for slot, item in self._moved.items() if item[0] > began}
         return {slot: address for slot, (_, address) in self._moved.items()}
 
+    def moved_to(self) -> list[Address]:
+        """Where MOVED said that slots are, lately."""
+        return list(dict.fromkeys(address for _, address in self._moved.values()))
+
     def adopt(self, view: TopologyView, began: float) -> None:
         """Take a view over. What a MOVED said after ``began``, a trio time, is newer than the view, and stays."""
         view = replace(view, revision=self.view.revision)
-        for slot, address in self.moved_since(began).items():
-            view = with_moved(view, slot, address)
+        view = with_all_moved(view, self.moved_since(began))
         view = replace(view, revision=self.view.revision)
         if view != self.view:
             self._set(replace(view, revision=view.revision + 1))

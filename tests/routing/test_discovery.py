@@ -55,6 +55,19 @@ def test_a_view_of_all() -> None:
     assert [known.claim_epochs[slot] for slot in (0, 100)] == [1, 2]
 
 
+def test_a_replica_repeats_the_open_slots_of_its_primary() -> None:
+    """Valkey's replicas do: it is one migration, to the primary, whether that answered or not."""
+    importing = replace(B, importing=((5, "a"),))
+    repeating = replace(replica("r", "b"), importing=((5, "a"),))
+    for reports in (
+        [report(A, B, repeating), report(importing, A, repeating), report(repeating, A, B)],
+        [report(A, B, repeating), report(repeating, A, B)],
+    ):
+        assert merge(reports, NOTHING, {}).view.migrations == (
+            Migration((5,), "a", "b", MigrationKind.STEPWISE),
+        )
+
+
 def test_the_same_news_gives_the_same_view() -> None:
     reports = [report(A, B), report(B, A)]
     known = merge(reports, NOTHING, {})

@@ -83,7 +83,7 @@ class ModelDiscovery:
         self.answered_at: float | None = None
         self.engine_version = "7.0.0"
 
-    async def look(self, view: TopologyView, *, with_seeds: bool) -> Look:
+    async def look(self, view: TopologyView, *, with_seeds: bool, heard_of: Sequence[Address] = ()) -> Look:
         began = trio.current_time()
         await trio.sleep(0.001)
         self.looks_total += 1
