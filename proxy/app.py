@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import trio
 
-from proxy.admin import audit, endpoints
+from proxy.admin import audit, endpoints, events
 from proxy.admin import mode as mode_endpoint
 from proxy.admin.endpoints import AdminState
 from proxy.admin.server import AdminServer
@@ -242,8 +242,16 @@ class Proxy:
             readiness=self._readiness,
             warnings=self._warnings,
             registry=self.metrics.registry,
+            history=self.history,
+            recorded=lambda: self.keeper.recorded,
+            anomalies=lambda: self.keeper.anomalies,
         )
-        table = [*endpoints.routes(state), *mode_endpoint.routes(self.mode), *audit.routes(self.store)]
+        table = [
+            *endpoints.routes(state),
+            *events.routes(self.history),
+            *mode_endpoint.routes(self.mode),
+            *audit.routes(self.store),
+        ]
         return AdminServer(table, token=self.settings.admin.token)
 
     def _warnings(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -14,9 +14,11 @@ from prometheus_client.exposition import choose_encoder
 from proxy.admin.http import ProblemError, Request, Response, Route
 from proxy.admin.query import moment_of, number_of, problem_of_store
 from proxy.store.interface import StoreError
-from proxy.store.records import ViewRecord
+from proxy.store.records import ViewRecord, anomaly_content
 from proxy.topology.event_facts import rfc3339
 from proxy.topology.history import History
+from proxy.topology.keeper import NOTHING_RECORDED, Recorded
+from routing.anomalies import Anomaly
 from routing.topology import UNOWNED, Migration, Node, Role, TopologyView, ranges
 
 
@@ -32,6 +34,8 @@ class AdminState:
     warnings: Callable[[], list[str]]  # what an operator should look at while the proxy serves on
     registry: CollectorRegistry
     history: History | None = None  # None: no record is kept, and nothing is known of the past
+    recorded: Callable[[], Recorded] = lambda: NOTHING_RECORDED  # what the record says of itself
+    anomalies: Callable[[], Sequence[Anomaly]] = tuple  # what is wrong with the map now
 
 
 def routes(state: AdminState) -> list[Route]:
@@ -63,7 +67,13 @@ def routes(state: AdminState) -> list[Route]:
                 "the cluster has not been seen yet; /readyz says why",
                 headers=[("Retry-After", "1")],
             )
-        return Response.of_json(facts_of_view(view, state.view_seen_at()))
+        return Response.of_json(
+            {
+                **facts_of_view(view, state.view_seen_at()),
+                "anomalies": [_facts_of_anomaly(anomaly) for anomaly in state.anomalies()],
+                "record": _facts_of_record(state.recorded()),
+            }
+        )
 
     return [
         Route("/healthz", {"GET": healthz}, is_open=True),
@@ -124,6 +134,20 @@ def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object
         "migrations": [_facts_of_migration(migration) for migration in view.migrations],
         "unowned_count": view.unowned_count,
         "unowned_slot_ranges": [list(pair) for pair in view.slot_ranges_of(UNOWNED)],
+    }
+
+
+def _facts_of_anomaly(anomaly: Anomaly) -> dict[str, object]:
+    return {**anomaly_content(anomaly), "since": rfc3339(anomaly.since)}
+
+
+def _facts_of_record(recorded: Recorded) -> dict[str, object]:
+    """Of the newest version of the map on record that this proxy knows, and of who looks at the cluster."""
+    return {
+        "version": recorded.number or None,
+        "recorded_at": None if recorded.at is None else rfc3339(recorded.at),
+        "discoverer": recorded.discoverer or None,
+        "looked_at": None if recorded.looked_at is None else rfc3339(recorded.looked_at),
     }
 
 

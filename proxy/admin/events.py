@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 import trio
-from routing.event_filter import EventFilter
 
 from proxy.admin.http import ProblemError, Request, Response, Route, StreamResponse
 from proxy.admin.query import flag_of, number_of, problem_of_store, text_of
@@ -20,6 +19,7 @@ from proxy.log import get_logger
 from proxy.store.interface import StoreError, StoreUnavailableError
 from proxy.topology.event_facts import facts_of_event, rfc3339
 from proxy.topology.history import EventPage, History
+from routing.events import EventFilter
 from routing.slot import SLOT_COUNT
 from routing.timeline import Event, EventKind, MigrationRecord
 from routing.topology import ranges
@@ -96,8 +96,9 @@ def facts_of_migration_record(record: MigrationRecord) -> dict[str, object]:
         "moved_slot_ranges": _pairs(record.moved_slots),
         "returned_slot_ranges": _pairs(record.returned_slots),
         "keys_left": {str(slot): count for slot, count in record.keys_left.items()},
-        "job": record.job or None,
-        "job_state": record.job_state or None,
+        "jobs": [
+            {"name": job.name, "state": job.state, "message": job.message or None} for job in record.jobs
+        ],
     }
 
 

@@ -86,6 +86,9 @@ class Recorded:
     looked_at: float | None  # Unix seconds of the discoverer's last look, as far as it told
 
 
+NOTHING_RECORDED = Recorded(0, None, "", None)
+
+
 class Keeper:
     """Of one proxy. ``run`` must run for the view to follow the cluster."""
 
