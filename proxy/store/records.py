@@ -98,7 +98,7 @@ def unpack(value: bytes, what: str) -> Any:
         version, content = msgpack.unpackb(value, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise StoreRefusedError(f"the store's {what} is damaged: {error}") from error
-    if not isinstance(version, int) or (version < VERSION and version not in _FORWARD):
+    if type(version) is not int or (version < VERSION and version not in _FORWARD):
         raise StoreRefusedError(f"the store's {what} is damaged: there is no version {version!r}")
     if version > VERSION:
         raise StoreRefusedError(
@@ -109,6 +109,13 @@ def unpack(value: bytes, what: str) -> Any:
         content = _FORWARD[version](content)
         version += 1
     return content
+
+
+def _typed(value: Any, type_: type) -> Any:
+    """Raises TypeError if a field is not what it must be."""
+    if type(value) is not type_:
+        raise TypeError(f"expected {type_.__name__}, got {value!r:.50}")
+    return value
 
 
 # -- the map
@@ -155,7 +162,7 @@ def pack_nodes(shards: tuple[Shard, ...]) -> bytes:
 def nodes_number_of(value: bytes) -> int:
     """Which nodes part a value of ``views/N`` goes with. Raises StoreRefusedError."""
     try:
-        number: int = unpack(value, "map")[3]
+        number: int = _typed(unpack(value, "map")[3], int)
     except (TypeError, IndexError, KeyError) as error:
         raise StoreRefusedError(f"the store's map is damaged: {error!r}") from error
     return number
@@ -288,7 +295,7 @@ def unpack_timeline(value: bytes) -> Timeline:
             value, "timeline"
         )
         return Timeline(
-            begun_at=begun_at,
+            begun_at=float(begun_at),
             lost={node_id: Lost(why, since) for node_id, (why, since) in lost.items()},
             doubted=dict(doubted),
             hidden=tuple(
@@ -297,7 +304,7 @@ def unpack_timeline(value: bytes) -> Timeline:
             ),
             successors=dict(successors),
             migrations=tuple(migration_of(content) for content in migrations),
-            migration_count=count,
+            migration_count=_typed(count, int),
             newest_jobs=dict(newest_jobs),
             anomalies=tuple(
                 AnomalyState(_anomaly_of(content), is_found, absent_since)
