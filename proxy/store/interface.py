@@ -188,3 +188,9 @@ class TopologyStore(Protocol):
 def prefix_range(prefix: str) -> tuple[str, str]:
     """(first, last) for ``read``: all keys that begin with ``prefix``, which is not empty."""
     return prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def refuse_repeated_keys(operations: Sequence[Operation]) -> None:
+    """Raises ValueError if a key stands in a commit more than once: what it would mean differs between twins."""
+    if len({operation.key for operation in operations}) != len(operations):
+        raise ValueError("a key stands in the commit more than once")

@@ -25,6 +25,7 @@ from proxy.store.interface import (
     Operation,
     Put,
     StoreUnavailableError,
+    refuse_repeated_keys,
 )
 
 SWEEP_SECONDS = 0.05  # between two looks for ended leases
@@ -83,6 +84,7 @@ class MemoryStore:
     async def commit(
         self, operations: Sequence[Operation], expect: Sequence[Expect] = (), *, durable: bool = False
     ) -> int:
+        refuse_repeated_keys(operations)
         await self._enter()
         self._end_leases()
         for condition in expect:
