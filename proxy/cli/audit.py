@@ -1,0 +1,185 @@
+"""``steadyread audit``: what operators did, and whether the list of it is whole.
+
+The proxy only hands the records out; they are verified here, so a proxy that lies about its log does not pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
+from proxy.cli.main import DONE, FAILED
+from routing.audit import (
+    AuditHead,
+    AuditRecord,
+    Damaged,
+    Finding,
+    facts_of_head,
+    facts_of_record,
+    head_of_facts,
+    record_of_facts,
+    verify,
+)
+
+if TYPE_CHECKING:
+    from proxy.cli.main import Subparsers
+
+PAGE_RECORDS = 1000
+FINDINGS_SHOWN_MAX = 20  # in text; --json has all
+
+EXAMPLES = """\
+examples:
+  steadyread audit list                     every act, the oldest first
+  steadyread audit verify                   exit 0 when the chain of records is whole, else 1 and what is wrong
+  steadyread audit verify --expect 12:9f86d081...   and that record 12 is the one that you noted
+
+Each record carries the hash of the one before. That finds records that were changed, removed, moved or added, but not
+a log that someone who can write the store has computed anew. So note what `verify` prints at its end, or keep the
+proxy's log, which has the hash of each record, where that person cannot write; --expect compares.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLog:
+    """All of it."""
+
+    records: tuple[AuditRecord | Damaged, ...]
+    head: AuditHead | Damaged | None
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "audit",
+        help="list what operators did, or verify that the list is whole",
+        description="Lists what operators did, or verifies that the list is whole.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    lists = actions.add_parser("list", help="every act, the oldest first", description="Lists every act.")
+    add_admin_flags(lists)
+    verifies = actions.add_parser(
+        "verify",
+        help="exit 0 when the log is whole, else name every finding and exit 1",
+        description="Verifies the chain of records: exit 0 when it is whole, else names every finding and exits 1.",
+    )
+    verifies.add_argument(
+        "--expect",
+        metavar="NUMBER:HASH",
+        type=_number_and_hash,
+        help="a record's number and hash that you noted: the log must have it",
+    )
+    add_admin_flags(verifies)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    def act(port: AdminPort) -> int:
+        log = log_of(port)
+        if arguments.action == "list":
+            return _list(log, as_json=arguments.json)
+        return _verify(log, arguments.expect, as_json=arguments.json)
+
+    return run_asking(arguments, act)
+
+
+def log_of(port: AdminPort) -> AuditLog:
+    """The whole log, by pages. Raises AskError."""
+    records: list[AuditRecord | Damaged] = []
+    first: int | None = 0
+    while first is not None:
+        page = port.ask(f"/v1/audit?from={first}&limit={PAGE_RECORDS}", expected="records")
+        records.extend(record_of_facts(facts) for facts in page["records"])
+        if page["next"] is not None and page["next"] <= first:
+            raise AskError(f"the admin port {port.address} hands out the same audit records again and again")
+        first = page["next"]
+    return AuditLog(tuple(records), head_of_facts(page["head"]))
+
+
+def _list(log: AuditLog, *, as_json: bool) -> int:
+    if as_json:
+        facts = [facts_of_record(record) for record in log.records]
+        print(json.dumps({"head": facts_of_head(log.head), "records": facts}, indent=2))
+        return DONE
+    for record in log.records:
+        print(_shown(record))
+    if not log.records:
+        print("no operator has done anything yet")
+    return DONE
+
+
+def _verify(log: AuditLog, expected: AuditHead | None, *, as_json: bool) -> int:
+    findings = verify(log.records, log.head, expected)
+    if as_json:
+        facts: dict[str, Any] = {
+            "ok": not findings,
+            "head": facts_of_head(log.head),
+            "record_count": len(log.records),
+            "findings": [_facts_of_finding(finding) for finding in findings],
+        }
+        print(json.dumps(facts, indent=2))
+    elif findings:
+        many = len(findings)
+        print(f"steadyread: the audit log is not whole: {many} finding{'s'[: many > 1]}", file=sys.stderr)
+        for finding in findings[:FINDINGS_SHOWN_MAX]:
+            print(f"  {finding.message}", file=sys.stderr)
+        if many > FINDINGS_SHOWN_MAX:
+            print(f"  and {many - FINDINGS_SHOWN_MAX} more; --json has all", file=sys.stderr)
+    else:
+        count = len(log.records)
+        compared = "" if expected is None else f", and record {expected.number} is the one that was noted"
+        print(f"the audit log is whole: {count} record{'s'[: count != 1]}{compared}")
+        if isinstance(log.head, AuditHead):
+            print(f"note this where nobody who can write the store can: {log.head.number}:{log.head.hash}")
+    return FAILED if findings else DONE
+
+
+def _facts_of_finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "kind": finding.kind.value,
+        "first": finding.first,
+        "last": finding.last,
+        "message": finding.message,
+    }
+
+
+def _shown(record: AuditRecord | Damaged) -> str:
+    """One line. What the log says is text from outside: nothing in it can break the line or reach the terminal."""
+    if isinstance(record, Damaged):
+        return f"{record.number}  DAMAGED  {_safe(record.reason)}"
+    words = (
+        str(record.number),
+        _time(record.at),
+        record.who,
+        f"from {record.origin or 'nowhere'}",
+        record.act,
+    )
+    change = f"{_compact(record.before)} -> {_compact(record.after)}"
+    return "  ".join(map(_safe, (*words, change, record.hash)))
+
+
+def _time(at: float) -> str:
+    try:
+        return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):  # a time that was tampered with
+        return f"time {at!r}"
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _safe(text: str) -> str:
+    return text if text.isprintable() else json.dumps(text)
+
+
+def _number_and_hash(text: str) -> AuditHead:
+    match = re.fullmatch(r"([1-9][0-9]{0,15}):([0-9a-fA-F]{64})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError("give NUMBER:HASH, as `steadyread audit verify` prints it")
+    return AuditHead(int(match[1]), match[2].lower())
