@@ -13,10 +13,11 @@ from http import HTTPStatus
 
 import trio
 
+from proxy.admin.acts import store_problems
 from proxy.admin.http import ProblemError, Request, Response, Route, StreamResponse
-from proxy.admin.query import flag_of, number_of, problem_of_store, text_of
+from proxy.admin.query import flag_of, number_of, text_of
 from proxy.log import get_logger
-from proxy.store.interface import StoreError, StoreUnavailableError
+from proxy.store.interface import StoreUnavailableError
 from proxy.topology.event_facts import facts_of_event, rfc3339
 from proxy.topology.history import EventPage, History
 from routing.event_filter import EventFilter
@@ -25,7 +26,7 @@ from routing.timeline import Event, EventKind, MigrationRecord
 from routing.topology import ranges
 
 LIMIT = 100  # events of an answer, unless the caller says otherwise
-LIMIT_MAX = 1000
+LIMIT_MAX = 200  # encoding an event takes some 15 microseconds of the event loop
 WAIT_SECONDS_MAX = 60
 ANSWER_SECONDS = 10.0  # for what is not waiting: finding the events, and the caller taking them
 HEARTBEAT_SECONDS = 15.0  # proxies on the way close connections that are silent for longer
@@ -41,10 +42,8 @@ def routes(history: History) -> list[Route]:
 
     async def events(request: Request) -> Response | StreamResponse:
         asked = _Asked.of(request)
-        try:
+        with store_problems():
             page = await _page(history, asked)
-        except StoreError as error:
-            raise problem_of_store(error) from error
         if not asked.is_stream:
             return Response.of_json(facts_of_page(page))
         return StreamResponse(HTTPStatus.OK, EVENT_STREAM_TYPE, lambda: _stream(history, asked, page))
@@ -52,10 +51,8 @@ def routes(history: History) -> list[Route]:
     async def migrations(request: Request) -> Response:
         request.refuse_query("limit")
         limit = number_of(request, "limit", least=1, most=LIMIT_MAX) or LIMIT
-        try:
+        with store_problems():
             records = await history.migrations(limit)
-        except StoreError as error:
-            raise problem_of_store(error) from error
         return Response.of_json({"migrations": [facts_of_migration_record(record) for record in records]})
 
     return [

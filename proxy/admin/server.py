@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -32,6 +32,7 @@ from proxy.admin.http import (
     parse_target,
 )
 from proxy.log import get_logger
+from routing.topology import Address
 
 READ_BYTES = 16_384
 LAST_WORDS_SECONDS = 1.0  # for a last answer to leave, and for the caller to have read it
@@ -302,9 +303,7 @@ class AdminServer:
                 self._check_token(parsed)
             handler = self._table.handler_of(match, parsed)
             parameters = {} if match is None else match.parameters
-            return await handler(
-                Request(parsed.method, parsed.path, parsed.query, parsed.headers, parsed.body, parameters)
-            )
+            return await handler(replace(parsed, parameters=parameters))
         except ProblemError as problem:
             return problem.response()
         except Exception:
@@ -384,7 +383,9 @@ class _Connection:
                 raise too_long
         if not isinstance(event, h11.EndOfMessage):
             return None
-        return Request(head.method.decode("ascii"), path, query, headers, bytes(body))
+        return Request(
+            head.method.decode("ascii"), path, query, headers, bytes(body), peer=_peer_of(self._stream)
+        )
 
     async def send(self, response: Response, *, is_last: bool) -> bool:
         """Sends a response. True if another request may follow."""
@@ -454,12 +455,21 @@ class _Connection:
 
 def _head_of(response: Response | StreamResponse, *, is_last: bool) -> h11.Response:
     headers = [("Date", formatdate(usegmt=True)), ("Content-Type", response.content_type)]
-    if isinstance(
-        response, Response
-    ):  # of a stream, h11 marks the end in the way that the caller understands
+    if isinstance(response, Response):  # the end of a stream is marked by h11, as the caller's version has it
         headers.append(("Content-Length", str(len(response.body))))
     headers += [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), *response.headers]
     if is_last:
         headers.append(("Connection", "close"))
     phrase = response.status.phrase.encode()
     return h11.Response(status_code=response.status.value, headers=headers, reason=phrase)
+
+
+def _peer_of(stream: trio.abc.Stream) -> str:
+    """The address at the other end; empty where there is none, or no longer."""
+    if not isinstance(stream, trio.SocketStream):
+        return ""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:  # the caller has gone
+        return ""
+    return str(Address(host, port))
