@@ -1,4 +1,4 @@
-"""Reads what a node says of the cluster: CLUSTER NODES, CLUSTER INFO and Valkey 9's CLUSTER GETSLOTMIGRATIONS.
+"""Reads what a node says: CLUSTER NODES, CLUSTER INFO, Valkey 9's CLUSTER GETSLOTMIGRATIONS, and parts of INFO.
 
 CLUSTER NODES is asked of every engine, because it alone carries config epochs, and a node's own line alone
 carries its open slots. Source: the engines' documentation of the commands, and what servers were seen to answer.
@@ -6,7 +6,7 @@ carries its open slots. Source: the engines' documentation of the commands, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,31 @@ class NodeLine:
 
 @dataclass(frozen=True, slots=True)
 class AtomicMigration:
-    """One running job of Valkey's atomic slot migration, as the source or the target tells it."""
+    """One job of Valkey's atomic slot migration, as the source or the target tells it."""
 
     name: str
     slot_ranges: tuple[tuple[int, int], ...]
     source_id: str
     target_id: str
     state: str
+    message: str = ""  # why it failed
+    created_at: int | None = None  # Unix seconds by the telling node's clock
+    updated_at: int | None = None  # the same, of its last change or of the peer's last sign of life
+    remaining_bytes: int | None = None  # what the target has still to be sent
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """INFO replication of one node. Offsets are comparable within one replication id only."""
+
+    role: Role
+    offset: int  # of a primary: written; of a replica: applied
+    replid: str
+    replid2: str = ""  # the history before the last failover; empty when there is none
+    second_offset: int | None = None  # up to which ``replid2`` is this history too
+    link_up: bool = True  # of a replica, to its primary; a primary needs none
+    is_syncing: bool = False  # of a replica: it is being sent the whole data set
+    primary: Address | None = None  # of a replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +61,11 @@ class Report:
     others: tuple[NodeLine, ...]
     current_epoch: int
     is_cluster_ok: bool
-    atomic_migrations: tuple[AtomicMigration, ...] = ()
+    atomic_migrations: tuple[AtomicMigration, ...] = ()  # that run
+    finished_migrations: tuple[AtomicMigration, ...] = ()  # the newest first
+    replication: Replication | None = None
+    key_count: int | None = None  # in all databases
+    used_bytes: int | None = None  # of memory
 
 
 class ReportError(ValueError):
@@ -124,45 +146,108 @@ def parse_info(text: str) -> dict[str, str]:
 
 
 FINISHED_STATES = frozenset({"success", "failed", "cancelled", "canceled"})
+SUCCESS_STATE = "success"
 
 
 def parse_atomic_migrations(jobs: Sequence[Any]) -> tuple[AtomicMigration, ...]:
     """The jobs that still run, from CLUSTER GETSLOTMIGRATIONS as decoded (a map, or a flat list, a job).
 
-    Raises ReportError when a job lacks what the documentation promises.
+    A replica lists its primary's jobs without their ends; those are left out, because the primary tells them in
+    full. Raises ReportError when a job lacks what the documentation promises.
     """
-    running = []
+    return tuple(job for job in _jobs(jobs) if job.state.lower() not in FINISHED_STATES)
+
+
+def parse_finished_migrations(jobs: Sequence[Any]) -> tuple[AtomicMigration, ...]:
+    """The jobs that ended, in the node's order, which is the newest first. Raises ReportError."""
+    return tuple(job for job in _jobs(jobs) if job.state.lower() in FINISHED_STATES)
+
+
+def parse_replication(text: str) -> Replication:
+    """From INFO replication, which reads the same from Redis 6.2 to Valkey 9.1. Raises ReportError."""
+    fields = parse_info(text)
+    try:
+        role = Role.PRIMARY if _known(fields["role"], ("master", "slave")) == "master" else Role.REPLICA
+        is_replica = role is Role.REPLICA
+        second_offset = int(fields["second_repl_offset"])
+        return Replication(
+            role=role,
+            offset=int(fields["slave_repl_offset" if is_replica else "master_repl_offset"]),
+            replid=fields["master_replid"],
+            replid2="" if second_offset < 0 else fields["master_replid2"],
+            second_offset=None if second_offset < 0 else second_offset,
+            link_up=not is_replica or fields["master_link_status"] == "up",
+            is_syncing=is_replica and fields["master_sync_in_progress"] != "0",
+            primary=Address(fields["master_host"], int(fields["master_port"])) if is_replica else None,
+        )
+    except (KeyError, ValueError) as error:
+        raise ReportError(f"INFO replication: {error!r} in {text!r:.200}") from error
+
+
+def parse_key_count(text: str) -> int:
+    """From INFO keyspace: the keys of all databases; a database without keys is not named. Raises ReportError."""
+    count = 0
+    for name, value in parse_info(text).items():
+        if name.startswith("db") and name[2:].isdecimal():
+            keys = dict(part.partition("=")[::2] for part in value.split(",")).get("keys", "")
+            if not keys.isdecimal():
+                raise ReportError(f"INFO keyspace: {name} has no count of keys: {value!r:.200}")
+            count += int(keys)
+    return count
+
+
+def parse_used_bytes(text: str) -> int:
+    """From INFO memory. Raises ReportError."""
+    used = parse_info(text).get("used_memory", "")
+    if not used.isdecimal():
+        raise ReportError(f"INFO memory: used_memory is {used!r:.100}")
+    return int(used)
+
+
+def _jobs(jobs: Sequence[Any]) -> Iterator[AtomicMigration]:
     if not isinstance(jobs, Sequence):
         raise ReportError(f"CLUSTER GETSLOTMIGRATIONS: expected a list, got {jobs!r:.200}")
     for job in jobs:
         try:
             fields = _fields(job)
             state = fields["state"]
-            if state.lower() in FINISHED_STATES:
-                continue
+            if fields["name"] and "source_node" not in fields and "target_node" not in fields:
+                continue  # a replica's
             slot_ranges = []
             for part in fields["slot_ranges"].split():
                 low, _, high = part.partition("-")
                 slot_ranges.append((int(low), int(high or low)))
             if any(not 0 <= low <= high < SLOT_COUNT for low, high in slot_ranges):
                 raise ValueError("slots out of range")
-            running.append(
-                AtomicMigration(
-                    name=fields["name"],
-                    slot_ranges=tuple(slot_ranges),
-                    source_id=fields["source_node"],
-                    target_id=fields["target_node"],
-                    state=state,
-                )
+            updates = [_whole(fields, name) for name in ("last_update_time", "last_ack_time")]
+            yield AtomicMigration(
+                name=fields["name"],
+                slot_ranges=tuple(slot_ranges),
+                source_id=fields["source_node"],
+                target_id=fields["target_node"],
+                state=state,
+                message=fields.get("message", ""),
+                created_at=_whole(fields, "create_time"),
+                updated_at=max((update for update in updates if update is not None), default=None),
+                remaining_bytes=_whole(fields, "remaining_repl_size"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ReportError(f"CLUSTER GETSLOTMIGRATIONS: {error!r} in {job!r:.200}") from error
-    return tuple(running)
 
 
 def _fields(job: Any) -> dict[str, str]:
     pairs = job.items() if isinstance(job, Mapping) else zip(job[::2], job[1::2], strict=True)
     return {_text(name): _text(value) for name, value in pairs}
+
+
+def _whole(fields: Mapping[str, str], name: str) -> int | None:
+    return int(fields[name]) if name in fields else None
+
+
+def _known(word: str, words: Sequence[str]) -> str:
+    if word not in words:
+        raise ValueError(f"{word!r} is none of {', '.join(words)}")
+    return word
 
 
 def _text(value: Any) -> str:

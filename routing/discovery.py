@@ -54,6 +54,7 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
     """
     if not reports:
         return known
+    reports = _members(reports)
     lines = best_lines(reports)
     answered = {report.myself.node.id for report in reports}
     shards = _shards(lines)
@@ -83,6 +84,14 @@ def merge(reports: Sequence[Report], known: Known, adopted: Mapping[int, Address
     else:
         view = replace(view, revision=view.revision + 1)
     return Known(view, tuple(epochs))
+
+
+def _members(reports: Sequence[Report]) -> Sequence[Report]:
+    """Without those of nodes that left: they were reset, know nobody, and nobody knows them. They still answer."""
+    if all(report.others for report in reports):
+        return reports
+    named = {line.node.id for report in reports for line in report.others}
+    return [report for report in reports if report.others or report.myself.node.id in named or not named]
 
 
 def _shards(lines: Mapping[str, NodeLine]) -> tuple[Shard, ...]:

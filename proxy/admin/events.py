@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 
 import trio
@@ -20,9 +20,8 @@ from proxy.log import get_logger
 from proxy.store.interface import StoreUnavailableError
 from proxy.topology.event_facts import facts_of_event, rfc3339
 from proxy.topology.history import EventPage, History
-from routing.event_filter import EventFilter
-from routing.slot import SLOT_COUNT
-from routing.timeline import Event, EventKind, MigrationRecord
+from routing.events import EventFilter, parse_filter
+from routing.migrations import MigrationRecord
 from routing.topology import ranges
 
 LIMIT = 100  # events of an answer, unless the caller says otherwise
@@ -92,9 +91,9 @@ def facts_of_migration_record(record: MigrationRecord) -> dict[str, object]:
         "open_slot_ranges": _pairs(record.open_slots),
         "moved_slot_ranges": _pairs(record.moved_slots),
         "returned_slot_ranges": _pairs(record.returned_slots),
+        "stuck_slot_ranges": _pairs(record.stuck_slots),
         "keys_left": {str(slot): count for slot, count in record.keys_left.items()},
-        "job": record.job or None,
-        "job_state": record.job_state or None,
+        "jobs": [asdict(job) for job in record.jobs],
     }
 
 
@@ -133,11 +132,7 @@ class _Asked:
             after = None if first is None else first - 1
         return cls(
             after=after,
-            filter=EventFilter(
-                kinds=_kinds_of(request),
-                shard=text_of(request, "shard") or "",
-                slot=number_of(request, "slot", most=SLOT_COUNT - 1),
-            ),
+            filter=_filter_of(request),
             limit=number_of(request, "limit", least=1, most=LIMIT_MAX) or LIMIT,
             wait_seconds=wait_seconds or 0,
             is_stream=is_stream,
@@ -145,16 +140,14 @@ class _Asked:
         )
 
 
-def _kinds_of(request: Request) -> tuple[str, ...]:
-    """Patterns, each of which describes a kind that there is. Raises ProblemError: a wrong one would never match."""
-    kinds = tuple(request.query.get("kind", ()))
-    for kind in kinds:
-        if not any(EventFilter(kinds=(kind,)).matches(Event(known, 0.0, "")) for known in EventKind):
-            known_kinds = ", ".join(known.value for known in EventKind)
-            raise ProblemError(
-                HTTPStatus.BAD_REQUEST, f"no kind of event matches {kind!r}; there are {known_kinds}"
-            )
-    return kinds
+def _filter_of(request: Request) -> EventFilter:
+    """Raises ProblemError: a filter that can fit nothing would wait for ever."""
+    try:
+        return parse_filter(
+            request.query.get("kind", ()), text_of(request, "shard") or "", text_of(request, "slot") or ""
+        )
+    except ValueError as error:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, str(error)) from None
 
 
 async def _page(history: History, asked: _Asked) -> EventPage:

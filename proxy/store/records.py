@@ -37,10 +37,14 @@ from typing import Any, Final
 import msgpack
 
 from proxy.store.interface import StoreRefusedError
+from routing.anomalies import Anomaly, AnomalyKind, AnomalyState
 from routing.audit import AuditHead, AuditRecord, Damaged, facts_of_record, record_of_facts
+from routing.events import Event, EventKind
+from routing.migrations import Job, MigrationRecord, Stage, StageEntry
 from routing.mode import RoutingMode
-from routing.timeline import Event, EventKind, MigrationRecord, Stage, StageEntry
-from routing.topology import Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
+from routing.slot import SLOT_COUNT
+from routing.timeline import Lost, Timeline
+from routing.topology import UNOWNED, Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
 
 VERSION: Final = 1  # of the encodings below
 
@@ -94,7 +98,9 @@ def unpack(value: bytes, what: str) -> Any:
         version, content = msgpack.unpackb(value, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise StoreRefusedError(f"the store's {what} is damaged: {error}") from error
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or (version < VERSION and version not in _FORWARD):
+        raise StoreRefusedError(f"the store's {what} is damaged: there is no version {version!r}")
+    if version > VERSION:
         raise StoreRefusedError(
             f"the store's {what} has version {version!r}, and this program knows versions up to {VERSION}: "
             "run the version of Steadyread that wrote it, or a newer one"
@@ -103,6 +109,13 @@ def unpack(value: bytes, what: str) -> Any:
         content = _FORWARD[version](content)
         version += 1
     return content
+
+
+def _typed(value: Any, type_: type) -> Any:
+    """Raises TypeError if a field is not what it must be."""
+    if type(value) is not type_:
+        raise TypeError(f"expected {type_.__name__}, got {value!r:.50}")
+    return value
 
 
 # -- the map
@@ -147,8 +160,11 @@ def pack_nodes(shards: tuple[Shard, ...]) -> bytes:
 
 
 def nodes_number_of(value: bytes) -> int:
-    """Which nodes part a value of ``views/N`` goes with."""
-    number: int = unpack(value, "map")[3]
+    """Which nodes part a value of ``views/N`` goes with. Raises StoreRefusedError."""
+    try:
+        number: int = _typed(unpack(value, "map")[3], int)
+    except (TypeError, IndexError, KeyError) as error:
+        raise StoreRefusedError(f"the store's map is damaged: {error!r}") from error
     return number
 
 
@@ -191,6 +207,10 @@ def unpack_view(number: int, value: bytes, shards: tuple[Shard, ...]) -> ViewRec
                 repeat(owner, count) for owner, count in zip(runs[::2], runs[1::2], strict=True)
             )
         )
+        if len(shard_of_slot) != SLOT_COUNT:
+            raise ValueError(f"{len(shard_of_slot)} slots")
+        if any(not UNOWNED <= owner < len(shards) for owner in runs[::2]):
+            raise ValueError(f"slots of shards that are not among the {len(shards)} there are")
         view = TopologyView(
             revision=number,
             epoch=epoch,
@@ -242,6 +262,80 @@ def _replica_of(content: list[Any], primary_id: str) -> Node:
         bool(flags & 1),
         bool(flags & 2),
         hostname,
+    )
+
+
+# -- the timeline
+
+
+def pack_timeline(timeline: Timeline) -> bytes:
+    """A timeline without its view, which is kept by itself, and without the time of the last look."""
+    return pack(
+        [
+            timeline.begun_at,
+            {node_id: [lost.why, lost.since] for node_id, lost in timeline.lost.items()},
+            dict(timeline.doubted),
+            [[_node_content(node), node.role.value, node.primary_id] for node in timeline.hidden],
+            dict(timeline.successors),
+            [migration_content(record) for record in timeline.migrations],
+            timeline.migration_count,
+            dict(timeline.newest_jobs),
+            [
+                [anomaly_content(state.anomaly), state.is_found, state.absent_since]
+                for state in timeline.anomalies
+            ],
+        ]
+    )
+
+
+def unpack_timeline(value: bytes) -> Timeline:
+    """A timeline whose view and time of the last look are still to be given. Raises StoreRefusedError."""
+    try:
+        begun_at, lost, doubted, hidden, successors, migrations, count, newest_jobs, anomalies = unpack(
+            value, "timeline"
+        )
+        return Timeline(
+            begun_at=float(begun_at),
+            lost={node_id: Lost(why, since) for node_id, (why, since) in lost.items()},
+            doubted=dict(doubted),
+            hidden=tuple(
+                replace(_primary_of(content), role=Role(role), primary_id=primary_id)
+                for content, role, primary_id in hidden
+            ),
+            successors=dict(successors),
+            migrations=tuple(migration_of(content) for content in migrations),
+            migration_count=_typed(count, int),
+            newest_jobs=dict(newest_jobs),
+            anomalies=tuple(
+                AnomalyState(_anomaly_of(content), is_found, absent_since)
+                for content, is_found, absent_since in anomalies
+            ),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreRefusedError(f"the store's timeline is damaged: {error!r}") from error
+
+
+def anomaly_content(anomaly: Anomaly) -> Mapping[str, Any]:
+    """An anomaly as plain content, for the store and for JSON."""
+    return {
+        "kind": anomaly.kind.value,
+        "subject": anomaly.subject,
+        "message": anomaly.message,
+        "nodes": list(anomaly.nodes),
+        "slot_ranges": [list(span) for span in anomaly.slot_ranges],
+        "evidence": dict(anomaly.evidence),
+        "since": anomaly.since,
+    }
+
+
+def _anomaly_of(content: Mapping[str, Any]) -> Anomaly:
+    return Anomaly(
+        **{
+            **content,
+            "kind": AnomalyKind(content["kind"]),
+            "nodes": tuple(content["nodes"]),
+            "slot_ranges": tuple((low, high) for low, high in content["slot_ranges"]),
+        }
     )
 
 
@@ -300,13 +394,15 @@ def migration_content(record: MigrationRecord) -> Mapping[str, Any]:
         "open_slots": list(record.open_slots),
         "moved_slots": list(record.moved_slots),
         "returned_slots": list(record.returned_slots),
+        "stuck_slots": list(record.stuck_slots),
         "keys_left": dict(record.keys_left),
+        "slot_progressed_at": dict(record.slot_progressed_at),
         "progressed_at": record.progressed_at,
         "quiet_since": record.quiet_since,
-        "is_stuck": record.is_stuck,
         "ended_at": record.ended_at,
-        "job": record.job,
-        "job_state": record.job_state,
+        "jobs": [
+            [job.name, job.state, job.message, job.updated_at, job.remaining_bytes] for job in record.jobs
+        ],
     }
 
 
@@ -323,6 +419,8 @@ def migration_of(content: Mapping[str, Any]) -> MigrationRecord:
                 "open_slots": tuple(content["open_slots"]),
                 "moved_slots": tuple(content["moved_slots"]),
                 "returned_slots": tuple(content["returned_slots"]),
+                "stuck_slots": tuple(content["stuck_slots"]),
+                "jobs": tuple(Job(*job) for job in content["jobs"]),
             }
         )
     except (ValueError, TypeError, KeyError) as error:

@@ -8,10 +8,15 @@ import pytest
 
 from routing.cluster_nodes import (
     AtomicMigration,
+    Replication,
     ReportError,
     parse_atomic_migrations,
+    parse_finished_migrations,
     parse_info,
+    parse_key_count,
     parse_nodes,
+    parse_replication,
+    parse_used_bytes,
 )
 from routing.topology import Address, Role
 
@@ -198,6 +203,54 @@ def test_running_jobs_of_atomic_migration(flat: bool) -> None:
     assert parse_atomic_migrations(jobs) == (AtomicMigration("job", ((5, 5), (10, 12)), A, B, "replicating"),)
 
 
+# As Valkey 9.1 answered after a migration was cancelled, and with one that runs; ids shortened.
+LISTED: list[list[bytes | int]] = [
+    [
+        *(b"name", b"j2", b"operation", b"EXPORT", b"slot_ranges", b"200-200"),
+        *(b"target_node", B.encode(), b"source_node", A.encode()),
+        *(b"create_time", 1795347729, b"last_update_time", 1795347729, b"last_ack_time", 1795347730),
+        *(b"state", b"reading-establish-response", b"message", b"", b"cow_size", 0),
+        *(b"remaining_repl_size", 17),
+    ],
+    [
+        *(b"name", b"j1", b"operation", b"IMPORT", b"slot_ranges", b"0-9 20-25"),
+        *(b"target_node", A.encode(), b"source_node", B.encode()),
+        *(b"create_time", 1795347728, b"last_update_time", 1795347728, b"last_ack_time", 1795347728),
+        *(b"state", b"failed", b"message", b"Connection lost to source.", b"cow_size", 0),
+        *(b"remaining_repl_size", 0),
+    ],
+]
+
+
+def test_jobs_as_valkey_9_1_lists_them() -> None:
+    assert parse_atomic_migrations(LISTED) == (
+        AtomicMigration(
+            "j2", ((200, 200),), A, B, "reading-establish-response", "", 1795347729, 1795347730, 17
+        ),
+    )
+    assert parse_finished_migrations(LISTED) == (
+        AtomicMigration(
+            "j1",
+            ((0, 9), (20, 25)),
+            B,
+            A,
+            "failed",
+            "Connection lost to source.",
+            1795347728,
+            1795347728,
+            0,
+        ),
+    )
+
+
+@pytest.mark.parametrize("state", ["occurring-on-primary", "success"])
+def test_a_replica_lists_its_primarys_jobs_without_their_ends(state: str) -> None:
+    """As Valkey 9.1 does. The primary tells them in full; the replica's answer is no error."""
+    of_replica = {key: value for key, value in JOB.items() if key not in ("source_node", "target_node")}
+    assert parse_atomic_migrations([{**of_replica, "state": state}]) == ()
+    assert parse_finished_migrations([{**of_replica, "state": state}]) == ()
+
+
 @pytest.mark.parametrize("lacking", ["name", "slot_ranges", "target_node", "source_node", "state"])
 def test_a_job_that_lacks_something_is_an_error(lacking: str) -> None:
     with pytest.raises(ReportError):
@@ -215,3 +268,86 @@ def test_jobs_of_another_shape_are_a_report_error(jobs: Any) -> None:
     """Promise 8: discovery takes it for a node that does not answer, and goes on."""
     with pytest.raises(ReportError):
         parse_atomic_migrations(jobs)
+
+
+# As servers wrote them; Redis 6.2 to Valkey 9.1 differ in lines that are not read.
+OF_PRIMARY = """# Replication\r
+role:master\r
+connected_slaves:1\r
+slave0:ip=127.0.0.1,port=13961,state=online,offset=111,lag=0,type=replica\r
+master_failover_state:no-failover\r
+master_replid:66334efc374ec8f4cbc16295ef56a2e9cb3f5595\r
+master_replid2:df35bbb622ea25f1f169f4d9a32246d319b7015b\r
+master_repl_offset:111\r
+second_repl_offset:98\r
+"""
+OF_REPLICA = """# Replication\r
+role:slave\r
+master_host:127.0.0.1\r
+master_port:13944\r
+master_link_status:up\r
+master_last_io_seconds_ago:3\r
+master_sync_in_progress:0\r
+slave_read_repl_offset:15\r
+slave_repl_offset:14\r
+master_replid:72ffe082faac671c390d04ea9d302a886c30642c\r
+master_replid2:0000000000000000000000000000000000000000\r
+master_repl_offset:14\r
+second_repl_offset:-1\r
+"""
+
+
+def test_replication_of_a_primary_that_was_a_replica() -> None:
+    assert parse_replication(OF_PRIMARY) == Replication(
+        Role.PRIMARY,
+        111,
+        "66334efc374ec8f4cbc16295ef56a2e9cb3f5595",
+        "df35bbb622ea25f1f169f4d9a32246d319b7015b",
+        98,
+    )
+
+
+def test_replication_of_a_replica() -> None:
+    """Its offset is what it has applied, and not what it has read."""
+    assert parse_replication(OF_REPLICA) == Replication(
+        Role.REPLICA,
+        14,
+        "72ffe082faac671c390d04ea9d302a886c30642c",
+        primary=Address("127.0.0.1", 13944),
+    )
+
+
+def test_replication_of_a_replica_that_is_cut_off_or_synchronises() -> None:
+    down = parse_replication(OF_REPLICA.replace("link_status:up", "link_status:down"))
+    assert (down.link_up, down.is_syncing) == (False, False)
+    assert parse_replication(OF_REPLICA.replace("in_progress:0", "in_progress:1")).is_syncing
+
+
+@pytest.mark.parametrize("text", ["", "role:sentinel\r\n", OF_PRIMARY.replace(":111", ":x")])
+def test_replication_that_is_not_as_documented_is_an_error(text: str) -> None:
+    with pytest.raises(ReportError):
+        parse_replication(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("# Keyspace\r\n", 0),
+        ("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,keys_with_volatile_items=0\r\n", 1),
+        ("db0:keys=3,expires=0,avg_ttl=0\r\ndb7:keys=4,expires=4,avg_ttl=9,subexpiry=0\r\n", 7),
+    ],
+)
+def test_key_counts(text: str, count: int) -> None:
+    assert parse_key_count(text) == count
+
+
+def test_used_bytes() -> None:
+    assert parse_used_bytes("# Memory\r\nused_memory:2857408\r\nused_memory_human:2.73M\r\n") == 2857408
+
+
+@pytest.mark.parametrize("text", ["", "used_memory:2.73M"])
+def test_memory_that_is_not_told_is_an_error(text: str) -> None:
+    with pytest.raises(ReportError):
+        parse_used_bytes(text)
+    with pytest.raises(ReportError):
+        parse_key_count("db0:expires=3")

@@ -63,6 +63,17 @@ def test_the_same_news_gives_the_same_view() -> None:
     assert merge([], known, {}) is known
 
 
+def test_a_node_that_was_reset_is_no_member_any_more() -> None:
+    """It left, knows nobody and still answers. A cluster whose nodes have not met yet has members all the same."""
+    reset, met = line("c", 1, 0, 0), [report(A, B), report(B, A)]
+    view = merge([*met, report(reset)], NOTHING, {}).view
+    assert [shard.primary.id for shard in view.shards] == ["a", "b"]
+    named = merge([report(A, B, reset), report(B, A), report(reset)], NOTHING, {}).view
+    assert [shard.primary.id for shard in named.shards] == ["a", "b", "c"]
+    strangers = merge([report(A), report(B)], NOTHING, {}).view
+    assert [shard.primary.id for shard in strangers.shards] == ["a", "b"]
+
+
 def test_of_two_claims_the_higher_epoch_wins_in_either_order() -> None:
     """The old owner has not heard yet that the slot was taken over."""
     old, new = line("a", 0, 99, 1), line("b", 50, 99, 3)
