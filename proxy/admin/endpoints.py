@@ -11,9 +11,9 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from proxy.admin.acts import store_problems
 from proxy.admin.http import ProblemError, Request, Response, Route
-from proxy.admin.query import moment_of, number_of, problem_of_store
-from proxy.store.interface import StoreError
+from proxy.admin.query import moment_of, number_of
 from proxy.store.records import ViewRecord, anomaly_content
 from proxy.topology.event_facts import rfc3339
 from proxy.topology.history import History
@@ -90,11 +90,9 @@ async def _facts_of_past(request: Request, history: History | None) -> dict[str,
         raise ProblemError(HTTPStatus.BAD_REQUEST, "give either epoch or at: they may name different maps")
     if history is None:
         raise ProblemError(HTTPStatus.NOT_FOUND, "this proxy keeps no record of the past")
-    try:
+    with store_problems():
         record = await history.view_at(epoch=epoch, at=at)
         oldest = None if record is not None else await history.oldest_version()
-    except StoreError as error:
-        raise problem_of_store(error) from error
     asked = f"epoch {epoch}" if at is None else rfc3339(at)
     if record is not None:
         return {**facts_of_view(record.view, record.at), "as_of": asked, **_facts_of_version(record)}

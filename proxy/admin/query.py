@@ -11,7 +11,6 @@ from datetime import datetime
 from http import HTTPStatus
 
 from proxy.admin.http import ProblemError, Request
-from proxy.store.interface import StoreError, StoreUnavailableError
 
 DIGITS_MAX = 15  # of a number: what JSON's readers, and the store's keys, hold exactly
 
@@ -69,17 +68,6 @@ def moment_of(request: Request, name: str, *, now: float) -> float | None:
         f"{name} is a time: 2026-03-01T12:00:00Z, 1772366400, or -10m (s, m, h, d); "
         f"{text!r} is none, or lacks its offset from UTC"
     )
-
-
-def problem_of_store(error: StoreError) -> ProblemError:
-    """503 for a store that may be back soon, 500 for one that is damaged."""
-    if isinstance(error, StoreUnavailableError):
-        return ProblemError(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            f"the topology store is unavailable: {error}",
-            headers=[("Retry-After", "1")],
-        )
-    return ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, f"the topology store cannot be read: {error}")
 
 
 def _seconds_of_date(text: str) -> float:

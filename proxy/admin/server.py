@@ -453,6 +453,17 @@ class _Connection:
             self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
 
 
+def _head_of(response: Response | StreamResponse, *, is_last: bool) -> h11.Response:
+    headers = [("Date", formatdate(usegmt=True)), ("Content-Type", response.content_type)]
+    if isinstance(response, Response):  # the end of a stream is marked by h11, as the caller's version has it
+        headers.append(("Content-Length", str(len(response.body))))
+    headers += [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), *response.headers]
+    if is_last:
+        headers.append(("Connection", "close"))
+    phrase = response.status.phrase.encode()
+    return h11.Response(status_code=response.status.value, headers=headers, reason=phrase)
+
+
 def _peer_of(stream: trio.abc.Stream) -> str:
     """The address at the other end; empty where there is none, or no longer."""
     if not isinstance(stream, trio.SocketStream):
@@ -462,16 +473,3 @@ def _peer_of(stream: trio.abc.Stream) -> str:
     except OSError:  # the caller has gone
         return ""
     return str(Address(host, port))
-
-
-def _head_of(response: Response | StreamResponse, *, is_last: bool) -> h11.Response:
-    headers = [("Date", formatdate(usegmt=True)), ("Content-Type", response.content_type)]
-    if isinstance(
-        response, Response
-    ):  # of a stream, h11 marks the end in the way that the caller understands
-        headers.append(("Content-Length", str(len(response.body))))
-    headers += [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), *response.headers]
-    if is_last:
-        headers.append(("Connection", "close"))
-    phrase = response.status.phrase.encode()
-    return h11.Response(status_code=response.status.value, headers=headers, reason=phrase)

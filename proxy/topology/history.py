@@ -31,8 +31,8 @@ from proxy.store.records import (
     unpack_event,
 )
 from proxy.topology.views import ViewReader
-from routing.events import EventFilter
-from routing.timeline import Event, MigrationRecord
+from routing.events import Event, EventFilter
+from routing.migrations import MigrationRecord
 
 SCAN_EVENTS_MAX = 20_000  # of one call: some 0.2 s of work, in slices
 READ_EVENTS = 256  # of one read of the store

@@ -151,7 +151,7 @@ async def test_an_unseen_cluster_is_an_error_and_not_an_empty_one() -> None:
 
 
 async def test_a_query_that_is_not_understood_is_refused() -> None:
-    """Promise 9: ?epoch= must not be answered with the view of another epoch."""
-    with pytest.raises(ProblemError, match="takes no query parameters, and got epoch") as raised:
-        await get(STATE, "/v1/topology", query={"epoch": ["3"]})
+    """Promise 9: ?epochs= must not be answered with the view of another epoch."""
+    with pytest.raises(ProblemError, match="takes epoch, at, and got epochs") as raised:
+        await get(STATE, "/v1/topology", query={"epochs": ["3"]})
     assert raised.value.status == 400

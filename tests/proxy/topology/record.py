@@ -22,8 +22,9 @@ from proxy.store.records import (
     pack_nodes,
     pack_view,
 )
+from routing.events import Event, EventKind
+from routing.migrations import MigrationRecord, Stage, StageEntry
 from routing.slot import SLOT_COUNT
-from routing.timeline import Event, EventKind, MigrationRecord, Stage, StageEntry
 from routing.topology import Address, MigrationKind, Node, Role, Shard, TopologyView
 
 BEGAN_AT = 1_800_000_000.0  # Unix seconds: 2027-01-15T08:00:00Z

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from proxy.store.interface import CompactedError
 from proxy.store.memory import MemoryStore
