@@ -50,9 +50,9 @@ IN_FLUX_ROUTES: NodeRoutes = [IN_FLUX] * KIND_COUNT
 UNOWNED_ROUTES: NodeRoutes = [UNOWNED_SLOT] * KIND_COUNT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Primary:
-    """What the table knows of one primary; both lists are changed in place."""
+    """What the table knows of one primary; both lists are changed in place. Equal only to itself."""
 
     routes: NodeRoutes
     owed: list[deque[Slot]]  # by its connections; apart, because 4,000 of them cost more to look at than this
@@ -108,8 +108,7 @@ class Routes:
         self.in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
         for slot in self.in_flux:
             self.of_slot[slot] = IN_FLUX_ROUTES
-        if True in differs:
-            former_owners = set(compress(self._shard_of_slot, differs)) - {UNOWNED}
+        if former_owners := set(compress(self._shard_of_slot, differs)) - {UNOWNED}:
             owed = chain.from_iterable(former[index].owed for index in former_owners)
             self._hold_those_in_flight(owed, differs)
         self._shard_of_slot = new.shard_of_slot
@@ -119,18 +118,21 @@ class Routes:
         """Have an entry for each primary, and connections to those and no others."""
         self._shards = shards
         addresses = [shard.primary.address for shard in shards]
-        wanted = set(addresses)
-        new = wanted.difference(self._primaries)
-        gone = set(self._primaries).difference(wanted)
-        for resp in self._resps:
-            self._nodes.ensure_all(sorted(new), resp)
-        for address in new:
-            self._primaries[address] = self._primary_at(address)
+        known = [*map(self._primaries.get, addresses)]
+        staying = set(known)
+        new = [address for address, primary in zip(addresses, known, strict=True) if primary is None]
+        gone = [address for address, primary in self._primaries.items() if primary not in staying]
         for address in gone:
             del self._primaries[address]
-        if wanted and (new or gone):
-            self._nodes.retain(wanted)
-        self._of_shard = [*map(self._primaries.__getitem__, addresses)]
+        for address in new:
+            self._primaries[address] = self._primary_at(address)
+        for resp in self._resps:
+            self._nodes.ensure_all(new, resp)
+        if addresses and (new or gone):
+            self._nodes.retain(self._primaries)
+        self._of_shard = [
+            primary or self._primaries[address] for address, primary in zip(addresses, known, strict=True)
+        ]
         self._routes_of_shard = [*(primary.routes for primary in self._of_shard), UNOWNED_ROUTES]
 
     def _on_connection(self, address: Address) -> None:

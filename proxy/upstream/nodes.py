@@ -55,8 +55,8 @@ class Nodes:
         self.overdue_total = 0
         self._nursery = nursery
         self._deadline_seconds = request_deadline_seconds
-        # RESP version -> node -> what ends its keepers; empty until they are started
-        self._keepers: defaultdict[int, dict[Address, list[trio.CancelScope]]] = defaultdict(dict)
+        # node -> RESP version -> what ends its keepers; empty until they are started
+        self._keepers: dict[Address, dict[int, list[trio.CancelScope]]] = {}
         self._unstarted: deque[tuple[Address, int, list[trio.CancelScope]]] = deque()
         self._connections: dict[Key, NodeConnection] = {}
         self._failures: defaultdict[Address, dict[Key, str]] = defaultdict(dict)  # why there is none now
@@ -80,22 +80,20 @@ class Nodes:
 
     def ensure_all(self, addresses: Iterable[Address], resp: int) -> None:
         """Keep connections to these nodes open from now on."""
-        kept = self._keepers[resp]
         is_starting = bool(self._unstarted)
         for address in addresses:
-            if address not in kept:
-                scopes: list[trio.CancelScope] = []
-                kept[address] = scopes
-                self._unstarted.append((address, resp, scopes))
+            kept = self._keepers.setdefault(address, {})
+            if resp not in kept:
+                kept[resp] = []
+                self._unstarted.append((address, resp, kept[resp]))
         if self._unstarted and not is_starting:
             self._nursery.start_soon(self._start_keepers)
 
     def retain(self, addresses: Iterable[Address]) -> None:
         """Let go of the connections to all other nodes, once what they owe is answered."""
-        wanted = set(addresses)
-        for kept in self._keepers.values():
-            for address in set(kept).difference(wanted):
-                for scope in kept.pop(address):
+        for address in set(self._keepers).difference(addresses):
+            for scopes in self._keepers.pop(address).values():
+                for scope in scopes:
                     scope.cancel()
 
     async def wait_change(self) -> None:
@@ -130,7 +128,7 @@ class Nodes:
         while self._unstarted:
             for _ in range(min(len(self._unstarted), STARTED_PER_STEP)):
                 address, resp, scopes = self._unstarted.popleft()
-                if self._keepers[resp].get(address) is not scopes:
+                if self._keepers.get(address, {}).get(resp) is not scopes:
                     continue  # not wanted any more
                 for lane in Lane:
                     scope = trio.CancelScope()

@@ -473,12 +473,13 @@ async def measure(nodes: int, rounds: int) -> list[Row]:
 def show(rows: Sequence[Row], console: Console) -> None:
     table = Table(title="CPU time in the event loop")
     table.add_column("step", no_wrap=True)
-    for heading in ("fastest", "median", "worst", "mark", ""):
+    for heading in ("", "fastest", "median", "worst", "mark", ""):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             row.name,
-            f"{min(row.samples):.3f} {row.unit}",
+            row.unit,
+            f"{min(row.samples):.3f}",
             f"{row.median:.3f}",
             f"{max(row.samples):.3f}",
             "" if row.mark is None else f"{row.mark:g}",
