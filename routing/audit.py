@@ -109,7 +109,33 @@ def record_of_facts(facts: Mapping[str, object]) -> AuditRecord | Damaged:
     texts = (record.who, record.origin, record.act, record.previous_hash, record.hash)
     if not isinstance(record.at, int | float) or not all(isinstance(text, str) for text in texts):
         return Damaged(number, "its members are of the wrong kind")
+    try:
+        hash_of(record)
+    except (TypeError, ValueError, RecursionError) as error:
+        return Damaged(number, f"JSON cannot carry its members: {error}")
     return record
+
+
+def facts_of_head(head: AuditHead | Damaged | None) -> dict[str, object] | None:
+    """For JSON; ``head_of_facts`` makes the same head of it."""
+    match head:
+        case None:
+            return None
+        case Damaged(_, reason):
+            return {"damage": reason}
+    return {"number": head.number, "hash": head.hash}
+
+
+def head_of_facts(facts: object) -> AuditHead | Damaged | None:
+    """What ``facts_of_head`` was made of; Damaged for anything else."""
+    match facts:
+        case None:
+            return None
+        case {"number": int(number), "hash": str(hash_)}:
+            return AuditHead(number, hash_)
+        case {"damage": str(reason)}:
+            return Damaged(0, reason)
+    return Damaged(0, "it is no number and hash")
 
 
 def _is_number(value: object) -> TypeGuard[int]:

@@ -19,8 +19,10 @@ from routing.audit import (
     Damaged,
     Finding,
     FindingKind,
+    facts_of_head,
     facts_of_record,
     hash_of,
+    head_of_facts,
     next_record,
     record_of_facts,
     verify,
@@ -154,6 +156,13 @@ def test_members_that_no_record_can_have_are_a_finding_and_no_error() -> None:
     for bad in (float("nan"), {1: 2, "a": 3}, b"bytes"):
         log: Log = [records[0], replace(records[1], before=bad), records[2]]  # type: ignore[arg-type]
         assert named(verify(log, head)) == [("changed", 2, 2)]
+        assert isinstance(record_of_facts({**facts_of_record(records[1]), "before": bad}), Damaged)
+
+
+@pytest.mark.parametrize("head", [None, AuditHead(3, "f" * 64), Damaged(0, "torn")])
+def test_a_head_survives_json(head: AuditHead | Damaged | None) -> None:
+    assert head_of_facts(json.loads(json.dumps(facts_of_head(head)))) == head
+    assert isinstance(head_of_facts({"number": "3"}), Damaged)
 
 
 def test_a_head_that_is_gone_damaged_or_set_back_is_found() -> None:
