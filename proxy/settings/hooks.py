@@ -14,6 +14,7 @@ from proxy.settings.values import HookSettings
 from routing.timeline import EventKind
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # it stands in keys of the store, URLs and metrics
+_NODE_ID = re.compile(r"[0-9a-f]{4,40}")  # or its beginning
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 _KINDS = tuple(kind.value for kind in EventKind)
 
@@ -36,6 +37,7 @@ def hook_problems(hooks: tuple[HookSettings, ...]) -> Iterator[HookProblem]:
         yield from _name_problems(hook, place, index_of_name)
         index_of_name.setdefault(hook.name, index)
         yield from _event_problems(hook, place)
+        yield from _shard_problems(hook, place)
         yield from _target_problems(hook, place)
         if hook.retry_max_seconds < hook.retry_first_seconds:
             yield HookProblem(
@@ -63,6 +65,11 @@ def _event_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
         if not any(fnmatchcase(kind, pattern) for kind in _KINDS):
             hint = did_you_mean(pattern, _KINDS) or f"; there are {', '.join(_KINDS)}"
             yield HookProblem((*place, "events"), list(hook.events), f'"{pattern}" is no kind of event{hint}')
+
+
+def _shard_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
+    if hook.shard and not _NODE_ID.fullmatch(hook.shard):
+        yield HookProblem((*place, "shard"), hook.shard, "give a node id, or at least its first 4 digits")
 
 
 def _target_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:

@@ -234,7 +234,11 @@ class HookSettings:
         Says('The kinds of events, as shell patterns: ["failover", "migration_*"]. ["*"] means all.'),
     ] = ("*",)
     shard: Annotated[
-        str, Says('Only events of the shard whose primary has this node id. "" means of any.')
+        str,
+        Says(
+            "Only events that concern the node with this id, or the shard whose primary it is; the beginning "
+            'of the id is enough. "" means any.'
+        ),
     ] = ""
     slot: Annotated[
         int, Says("Only events that concern this slot. -1 means any.", at_least=-1, at_most=SLOT_COUNT - 1)

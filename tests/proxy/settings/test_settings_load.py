@@ -259,6 +259,10 @@ x = 1
             "FILE:4: hooks[0].events = []: give at least one kind",
         ),
         (
+            "[[hooks]]\nname = 'a'\ncommand = ['x']\nshard = '10.0.0.1:7000'\n",
+            'FILE:4: hooks[0].shard = "10.0.0.1:7000": give a node id, or at least its first 4 digits',
+        ),
+        (
             "[[hooks]]\nname = 'a'\ncommand = ['x', 3]\n",
             "FILE:3: hooks[0].command[1] = 3: give a text in quotes",
         ),
