@@ -11,10 +11,11 @@ import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
-from proxy.cli.main import DONE, FAILED
+from proxy.cli.main import DONE, FAILED, MISUSE
 from routing.audit import (
     AuditHead,
     AuditRecord,
@@ -38,6 +39,7 @@ examples:
   steadyread audit list                     every act, the oldest first
   steadyread audit verify                   exit 0 when the chain of records is whole, else 1 and what is wrong
   steadyread audit verify --expect 12:9f86d081...   and that record 12 is the one that you noted
+  steadyread audit verify --file /backup/topology.db     of a store's file, with no proxy
 
 Each record carries the hash of the one before. That finds records that were changed, removed, moved or added, but not
 a log that someone who can write the store has computed anew. So note what `verify` prints at its end, or keep the
@@ -63,7 +65,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     lists = actions.add_parser("list", help="every act, the oldest first", description="Lists every act.")
-    add_admin_flags(lists)
+    _add_flags(lists)
     verifies = actions.add_parser(
         "verify",
         help="exit 0 when the log is whole, else name every finding and exit 1",
@@ -75,17 +77,36 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_number_and_hash,
         help="a record's number and hash that you noted: the log must have it",
     )
-    add_admin_flags(verifies)
+    _add_flags(verifies)
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add_admin_flags(parser)
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        type=Path,
+        help="read this topology store instead of asking a proxy; one may be using it meanwhile",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    def act(port: AdminPort) -> int:
-        log = log_of(port)
+    def act(log: AuditLog) -> int:
         if arguments.action == "list":
             return _list(log, as_json=arguments.json)
         return _verify(log, arguments.expect, as_json=arguments.json)
 
-    return run_asking(arguments, act)
+    if arguments.file is None:
+        return run_asking(arguments, lambda port: act(log_of(port)))
+    if arguments.admin is not None:
+        print("steadyread: --file reads a store without a proxy, so give it or --admin", file=sys.stderr)
+        return MISUSE
+    try:
+        log = log_of_file(arguments.file)
+    except _FileError as error:
+        print(f"steadyread: {error}", file=sys.stderr)
+        return FAILED
+    return act(log)
 
 
 def log_of(port: AdminPort) -> AuditLog:
@@ -99,6 +120,40 @@ def log_of(port: AdminPort) -> AuditLog:
             raise AskError(f"the admin port {port.address} hands out the same audit records again and again")
         first = page["next"]
     return AuditLog(tuple(records), head_of_facts(page["head"]))
+
+
+class _FileError(Exception):
+    """The file cannot be read as a store; the text says why."""
+
+
+def log_of_file(path: Path) -> AuditLog:
+    """The whole log in a store's file. Raises _FileError."""
+    import trio  # here, so that the other way does not wait for it
+
+    from proxy.store.interface import StoreError
+    from proxy.store.sqlite import open_store
+    from proxy.topology.audit import read_page
+
+    async def read() -> AuditLog:
+        store = await open_store(path)
+        try:
+            records: list[AuditRecord | Damaged] = []
+            first: int | None = 0
+            while first is not None:
+                page = await read_page(store, first, PAGE_RECORDS)
+                records.extend(page.records)
+                first = page.next
+            return AuditLog(tuple(records), page.head)
+        finally:
+            with trio.CancelScope(shield=True):
+                await store.aclose()
+
+    if not path.is_file():  # to open a store makes one, and this must not
+        raise _FileError(f"there is no file {path}")
+    try:
+        return trio.run(read)
+    except StoreError as error:
+        raise _FileError(str(error)) from error
 
 
 def _list(log: AuditLog, *, as_json: bool) -> int:

@@ -164,13 +164,14 @@ class ModeKeeper:
     async def _read(self) -> int:
         """Take over what the store says now; the revision to watch from."""
         after = await self._store.revision()
-        if after < self._seen_revision:  # another store than before, restored or new
-            self._seen_revision = 0
+        known = self._seen_revision
         entry = await self._store.get(MODE)
-        if entry is None:
-            self._adopt(UNSET, after)
-        else:
-            self._adopt_value(entry.value, entry.revision)
+        if self._seen_revision == known:  # else it was set here meanwhile, and the watch tells what follows
+            self._seen_revision = 0  # what the store says counts, also if it is another one than before
+            if entry is None:
+                self._adopt(UNSET, after)
+            else:
+                self._adopt_value(entry.value, entry.revision)
         if self._out_of_reach:
             log.info("mode_followed_again")
             self._out_of_reach = ""

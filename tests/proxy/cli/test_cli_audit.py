@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from proxy.cli.main import main
 from proxy.store.interface import Delete, Operation, Put
 from proxy.store.memory import MemoryStore
 from proxy.store.records import AUDIT, AUDIT_HEAD, numbered, pack_audit, pack_audit_head
+from proxy.store.sqlite import open_store
 from proxy.topology.audit import Operator, read_page
 from proxy.topology.mode import ModeKeeper
 from routing.audit import EMPTY_HEAD, AuditHead, AuditRecord, hash_of
@@ -166,6 +168,37 @@ def test_a_log_that_was_computed_anew_is_caught_by_what_was_noted(capsys: pytest
         capsys.readouterr()
         assert main(["audit", "verify", "--admin", address, "--expect", noted]) == 1
         assert "record 2 was noted with hash" in capsys.readouterr().err
+
+
+def test_a_store_file_is_read_without_a_proxy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also while someone has it open; and a file that is not there is not made."""
+    path = tmp_path / "topology.db"
+
+    async def fill() -> None:
+        store = await open_store(path)
+        keeper = ModeKeeper(store, "p1")
+        for _ in range(3):
+            await keeper.set(RoutingMode.STRONG, keeper.current.revision, Operator("anna", ""))
+        assert await trio.to_thread.run_sync(main, ["audit", "verify", "--file", str(path)]) == 0
+        await store.commit([Delete(numbered(AUDIT, 2))])
+        await store.aclose()
+
+    trio.run(fill)
+    assert "the audit log is whole: 3 records\n" in capsys.readouterr().out
+    assert main(["audit", "verify", "--file", str(path)]) == 1
+    assert "record 2 is missing before record 3" in capsys.readouterr().err
+    assert main(["audit", "list", "--file", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    for name, content, message in (
+        ("none.db", None, "there is no file"),
+        ("text.db", b"text" * 99, "text.db"),
+    ):
+        file = tmp_path / name
+        if content is not None:
+            file.write_bytes(content)
+        assert main(["audit", "verify", "--file", str(file)]) == 1
+        assert message in capsys.readouterr().err
+        assert file.exists() == (content is not None)
 
 
 def test_nothing_in_a_record_reaches_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:

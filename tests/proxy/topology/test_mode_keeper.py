@@ -224,8 +224,11 @@ async def test_a_watch_whose_past_was_compacted_begins_anew() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_store_that_was_set_back_is_believed(autojump_clock: trio.testing.MockClock) -> None:
-    """Restored from a backup: its revisions are lower, and its mode is the mode."""
+@pytest.mark.parametrize("is_ahead", [False, True])
+async def test_a_store_that_was_set_back_is_believed(
+    is_ahead: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Restored from a backup, or another one: its mode is the mode, whatever its revisions are."""
     store = FailingStore()
     keeper = keeper_of(store)
     async with trio.open_nursery() as nursery:
@@ -236,6 +239,8 @@ async def test_a_store_that_was_set_back_is_believed(autojump_clock: trio.testin
         await until(lambda: bool(keeper.problems()))
         older = FailingStore()
         await keeper_of(older).set(RoutingMode.SNAPSHOT, 0, ANNA)
+        for _ in range(9 * is_ahead):
+            await older.commit([Put("x", b"")])
         store.become(older)
         await until(lambda: keeper.given is RoutingMode.SNAPSHOT)
         nursery.cancel_scope.cancel()
