@@ -24,6 +24,7 @@ COMMANDS = {  # name -> summary; the module is proxy.cli.NAME
     "serve": "run the proxy in front of a cluster",
     "cluster": "start, stop or look at an embedded cluster",
     "topology": "show the shards, slots, replicas and migrations that a running proxy sees",
+    "events": "show what happened in the cluster, and follow it",
     "mode": "show or set the routing mode: what reads get that ask for no level",
     "audit": "list what operators did, or verify that the list is whole",
     "config": "check or show the settings",
@@ -36,6 +37,7 @@ examples:
   steadyread serve --seed 10.0.0.1:6379              the proxy in front of your cluster
   steadyread config show > steadyread.toml           a complete settings file to start from
   steadyread topology                                what a proxy on this machine sees
+  steadyread events --follow                         what happens in its cluster
 
 exit codes: 0 done, 1 failed, 2 misuse
 'steadyread COMMAND --help' explains a command.

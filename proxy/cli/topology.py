@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from proxy.cli.admin_client import AdminPort, add_admin_flags, run_asking
 
@@ -15,12 +17,16 @@ if TYPE_CHECKING:
     from proxy.cli.main import Subparsers
 
 RANGES_SHOWN_MAX = 8  # of one shard, in the table
+EPOCHS_END = 10**9  # a lesser integer is an epoch; from here on, Unix seconds
 
 EXAMPLES = """\
 examples:
   steadyread topology                                  ask the proxy on this machine
   steadyread topology --admin 10.0.0.9:7380 --token-file token.txt
   steadyread topology --json | jq .migrations
+  steadyread topology --at -10m                        ten minutes ago; also s, h and d
+  steadyread topology --at 2026-03-01T12:00:00Z        then
+  steadyread topology --at 42                          at epoch 42 of the cluster
 """
 
 
@@ -33,11 +39,18 @@ def add_parser(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_admin_flags(parser)
+    parser.add_argument(
+        "--at",
+        metavar="EPOCH|TIME",
+        help="as it was recorded then: an epoch, RFC 3339, Unix seconds, or -10m",
+    )
+    # So that -10m is a value, as -10 would be. Without this, --at=-10m would still be understood.
+    parser._negative_number_matcher = re.compile(r"-\d[\dsmhd.]*")
 
 
 def run(arguments: argparse.Namespace) -> int:
     def show(port: AdminPort) -> int:
-        facts = port.ask("/v1/topology", expected="shards")
+        facts = port.ask(_path_of(arguments.at), expected="shards")
         if arguments.json:
             print(json.dumps(facts, indent=2))
             return 0
@@ -47,6 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     return run_asking(arguments, show)
+
+
+def _path_of(at: str | None) -> str:
+    if at is None:
+        return "/v1/topology"
+    is_epoch = at.isascii() and at.isdigit() and int(at) < EPOCHS_END
+    return f"/v1/topology?{urlencode({'epoch' if is_epoch else 'at': at})}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +85,7 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
     from rich.text import Text
 
     names = _Names({shard["primary"]["id"]: shard["primary"]["address"] for shard in facts["shards"]})
-    table = Table(title=f"epoch {facts['epoch']}, revision {facts['revision']}, seen at {facts['seen_at']}")
+    table = Table(title=_title_of(facts))
     for column in ("shard", "slots", "primary", "replicas"):
         table.add_column(column, overflow="fold")
     for index, shard in enumerate(facts["shards"]):
@@ -88,6 +108,15 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
         ranges = _shown_ranges(facts["unowned_slot_ranges"])
         shown.append(Text(f"{facts['unowned_count']} slots have no owner: {ranges}", style="bold red"))
     return shown
+
+
+def _title_of(facts: dict[str, Any]) -> str:
+    if "as_of" not in facts:
+        return f"epoch {facts['epoch']}, revision {facts['revision']}, seen at {facts['seen_at']}"
+    return (
+        f"as of {facts['as_of']}: epoch {facts['epoch']}, version {facts['version']}, "
+        f"recorded at {facts['recorded_at']} by {facts['recorded_by']}"
+    )
 
 
 def _shown_node(node: dict[str, Any]) -> str:

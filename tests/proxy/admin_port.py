@@ -14,10 +14,10 @@ from proxy.admin.server import AdminServer
 
 
 @contextmanager
-def admin_port(table: list[Route], token: str = "") -> Iterator[str]:
+def admin_port(table: list[Route], token: str = "", port: int = 0) -> Iterator[str]:
     """The address of an admin port that runs until the end of the block."""
     server = AdminServer(table, token=token)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", port))
     tokens: list[trio.lowlevel.TrioToken] = []
 
     async def serve() -> None:
