@@ -8,6 +8,7 @@
     |- keeper               the topology view: looks at the cluster, or follows the proxy that does
     |- mode                 the routing mode, as the store says
     |- retention            removes the oldest of the record
+    |- hooks                events to the operator's programs, while this proxy looks for all
     |- beat                 once a second: rates, idle clients, listeners that could not accept
     |- signals              SIGTERM and SIGINT begin the stop
     `- admin                HTTP for operators
@@ -28,13 +29,14 @@ from dataclasses import dataclass
 
 import trio
 
-from proxy.admin import audit, endpoints, events
+from proxy.admin import audit, endpoints, events, hooks
 from proxy.admin import mode as mode_endpoint
 from proxy.admin.endpoints import AdminState
 from proxy.admin.server import AdminServer
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.listener import Listener
 from proxy.frontend.server import RATE_SECONDS, Server
+from proxy.hooks.runner import HookRunner
 from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.metrics import Family, Metrics, MetricType, Sample
@@ -117,6 +119,7 @@ class Proxy:
         )
         self.mode = ModeKeeper(self.store, self.id)
         self.history = History(self.store)
+        self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)
         try:
@@ -140,6 +143,9 @@ class Proxy:
                 nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self.mode.run)
                 nursery.start_soon(retention.run, self.store, self._retention)
+                if settings.hooks:
+                    self.metrics.register_source(self.hooks.samples)
+                    nursery.start_soon(self._run_hooks)
                 nursery.start_soon(self._beat)
                 await self._first_view()
                 admin = self._admin_server()
@@ -226,6 +232,15 @@ class Proxy:
             unsent_bytes=sum(client.transport.unsent_bytes for client in left),
         )
 
+    async def _run_hooks(self) -> None:
+        """One proxy of a store runs them: the one that records the events."""
+        while True:
+            await self.keeper.wait_discoverer(True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.hooks.run)
+                await self.keeper.wait_discoverer(False)
+                nursery.cancel_scope.cancel()
+
     async def _beat(self) -> None:
         while True:
             await trio.sleep(RATE_SECONDS)
@@ -251,11 +266,12 @@ class Proxy:
             *events.routes(self.history),
             *mode_endpoint.routes(self.mode),
             *audit.routes(self.store),
+            *hooks.routes(self.store, self.settings.hooks),
         ]
         return AdminServer(table, token=self.settings.admin.token)
 
     def _warnings(self) -> list[str]:
-        return [*self.keeper.problems(), *self.mode.problems()]
+        return [*self.keeper.problems(), *self.mode.problems(), *self.hooks.problems()]
 
     def _retention(self) -> retention.Retention:
         store = self.settings.store

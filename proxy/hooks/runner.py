@@ -55,7 +55,7 @@ from proxy.store.interface import (
 from proxy.store.records import EVENT_HEAD, EVENTS, numbered, unpack_event
 from proxy.topology.append import append_events
 from proxy.topology.history import History
-from routing.event_filter import EventFilter
+from routing.events import EventFilter
 from routing.hook_delivery import (
     GiveUp,
     HookPosition,

@@ -143,6 +143,11 @@ class Keeper:
         """Whether this proxy holds the lease, by its own clock."""
         return self._leadership != 0 and trio.current_time() < self._lease_ends_at
 
+    async def wait_discoverer(self, is_discoverer: bool) -> None:
+        """Return when this proxy is, or is not, the discoverer."""
+        while self.is_discoverer is not is_discoverer:
+            await trio.sleep(RENEW_SECONDS)
+
     @property
     def recorded(self) -> Recorded:
         return Recorded(

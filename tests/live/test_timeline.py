@@ -57,7 +57,7 @@ class Watched:
 
     async def events(self, *kinds: str) -> list[Event]:
         query = "".join(f"&kind={kind}" for kind in kinds)
-        page = await self.get(f"/v1/events?from=1&limit=500{query}")
+        page = await self.get(f"/v1/events?from=1&limit=200{query}")
         found: list[Event] = page["events"]
         return found
 
