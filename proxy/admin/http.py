@@ -51,6 +51,7 @@ class Request:
     parameters: Mapping[str, str] = field(
         default_factory=dict
     )  # what stood for {name} in the route's pattern
+    peer: str = ""  # the caller's address; empty if the transport has none
 
     def refuse_query(self) -> None:
         """Raises ProblemError if there is a query: one that is not understood must not be passed over."""

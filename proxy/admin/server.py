@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -19,6 +19,7 @@ import trio
 
 from proxy.admin.http import ProblemError, Request, Response, Route, RouteTable, parse_target
 from proxy.log import get_logger
+from routing.topology import Address
 
 READ_BYTES = 16_384
 LAST_WORDS_SECONDS = 1.0  # for a last answer to leave, and for the caller to have read it
@@ -158,9 +159,7 @@ class AdminServer:
                 self._check_token(parsed)
             handler = self._table.handler_of(match, parsed)
             parameters = {} if match is None else match.parameters
-            return await handler(
-                Request(parsed.method, parsed.path, parsed.query, parsed.headers, parsed.body, parameters)
-            )
+            return await handler(replace(parsed, parameters=parameters))
         except ProblemError as problem:
             return problem.response()
         except Exception:
@@ -240,7 +239,9 @@ class _Connection:
                 raise too_long
         if not isinstance(event, h11.EndOfMessage):
             return None
-        return Request(head.method.decode("ascii"), path, query, headers, bytes(body))
+        return Request(
+            head.method.decode("ascii"), path, query, headers, bytes(body), peer=_peer_of(self._stream)
+        )
 
     async def send(self, response: Response, *, is_last: bool) -> bool:
         """Sends a response. True if another request may follow."""
@@ -290,3 +291,14 @@ class _Connection:
                 go_on = self._http.send(h11.InformationalResponse(status_code=100, headers=[]))
                 await self._stream.send_all(go_on or b"")
             self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
+
+
+def _peer_of(stream: trio.abc.Stream) -> str:
+    """The address at the other end; empty where there is none, or no longer."""
+    if not isinstance(stream, trio.SocketStream):
+        return ""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:  # the caller has gone
+        return ""
+    return str(Address(host, port))

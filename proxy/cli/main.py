@@ -24,6 +24,8 @@ COMMANDS = {  # name -> summary; the module is proxy.cli.NAME
     "serve": "run the proxy in front of a cluster",
     "cluster": "start, stop or look at an embedded cluster",
     "topology": "show the shards, slots, replicas and migrations that a running proxy sees",
+    "mode": "show or set the routing mode: what reads get that ask for no level",
+    "audit": "list what operators did, or verify that the list is whole",
     "config": "check or show the settings",
 }
 

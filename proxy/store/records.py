@@ -37,6 +37,8 @@ from typing import Any, Final
 import msgpack
 
 from proxy.store.interface import StoreRefusedError
+from routing.audit import AuditHead, AuditRecord, Damaged, facts_of_record, record_of_facts
+from routing.mode import RoutingMode
 from routing.timeline import Event, EventKind, MigrationRecord, Stage, StageEntry
 from routing.topology import Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
 
@@ -306,3 +308,67 @@ def migration_of(content: Mapping[str, Any]) -> MigrationRecord:
 def renumbered(event: Event, number: int, seen_by: str) -> Event:
     """The event as it is recorded."""
     return replace(event, number=number, seen_by=seen_by)
+
+
+# -- the routing mode and the audit log
+
+
+def pack_number(number: int) -> bytes:
+    """The value of a head that counts, ``events``."""
+    return pack(number)
+
+
+def unpack_number(value: bytes, what: str) -> int:
+    """Raises StoreRefusedError."""
+    number = unpack(value, what)
+    if not isinstance(number, int):
+        raise StoreRefusedError(f"the store's {what} is damaged: {number!r} is no number")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class ModeRecord:
+    """The routing mode as an operator chose it."""
+
+    mode: RoutingMode
+    at: float  # Unix seconds
+    who: str
+
+
+def pack_mode(record: ModeRecord) -> bytes:
+    return pack([record.mode.value, record.at, record.who])
+
+
+def unpack_mode(value: bytes) -> ModeRecord:
+    """Raises StoreRefusedError, also for a mode that this version does not know."""
+    try:
+        name, at, who = unpack(value, "mode")
+        return ModeRecord(RoutingMode(name), at, who)
+    except (ValueError, TypeError) as error:
+        raise StoreRefusedError(f"the store's mode is damaged, or of a newer version: {error}") from error
+
+
+def pack_audit(record: AuditRecord) -> bytes:
+    return pack(facts_of_record(record))
+
+
+def unpack_audit(number: int, value: bytes) -> AuditRecord | Damaged:
+    """What stands at ``audit/number``: a damaged record is a finding for whoever verifies, and no error."""
+    try:
+        facts = unpack(value, f"audit record {number}")
+    except StoreRefusedError as error:
+        return Damaged(number, str(error))
+    return record_of_facts(facts) if isinstance(facts, dict) else Damaged(number, "it is no record")
+
+
+def pack_audit_head(head: AuditHead) -> bytes:
+    return pack(list(head))
+
+
+def unpack_audit_head(value: bytes) -> AuditHead:
+    """Raises StoreRefusedError."""
+    content = unpack(value, "audit head")
+    match content:
+        case [int(number), str(hash_)]:
+            return AuditHead(number, hash_)
+    raise StoreRefusedError(f"the store's audit head is damaged: {content!r} is no number and hash")

@@ -2,18 +2,14 @@
 
 import json
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
 import pytest
-import trio
 from prometheus_client import CollectorRegistry
 
 from proxy.admin.endpoints import AdminState, routes
 from proxy.admin.http import Route
-from proxy.admin.server import AdminServer
 from proxy.cli.main import main
 from routing.slot import SLOT_COUNT
 from routing.topology import (
@@ -27,6 +23,7 @@ from routing.topology import (
     Shard,
     TopologyView,
 )
+from tests.proxy.admin_port import admin_port
 
 A = Node("a" * 40, Address("10.0.0.1", 7000), Role.PRIMARY)
 B = Node("b" * 40, Address("10.0.0.2", 7000), Role.PRIMARY)
@@ -42,26 +39,6 @@ VIEW = TopologyView(
 
 def routes_of(view: TopologyView) -> list[Route]:
     return routes(AdminState(lambda: view, lambda: 1_800_000_000.0, list, list, CollectorRegistry()))
-
-
-@contextmanager
-def admin_port(table: list[Route], token: str = "") -> Iterator[str]:
-    """The address of a running admin port; it runs in a thread, because the command blocks."""
-    server = AdminServer(table, token=token)
-    listening = socket.create_server(("127.0.0.1", 0))
-    tokens: list[trio.lowlevel.TrioToken] = []
-
-    async def serve() -> None:
-        tokens.append(trio.lowlevel.current_trio_token())
-        await server.serve([trio.SocketListener(trio.socket.from_stdlib_socket(listening))])
-
-    thread = Thread(target=trio.run, args=(serve,))
-    thread.start()
-    try:
-        yield f"127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        tokens[0].run_sync_soon(server.stop)
-        thread.join()
 
 
 def test_the_table_shows_shards_replicas_migrations_and_gaps(
