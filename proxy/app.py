@@ -6,7 +6,8 @@
     |- watch                overdue requests
     |- topology             discovery, a round each second
     |- beat                 once a second: rates, idle clients, listeners that could not accept
-    |- signals              SIGTERM and SIGINT begin the stop
+    |- reloader             reads the settings again after SIGHUP
+    |- signals              SIGTERM and SIGINT begin the stop, SIGHUP a reload
     `- admin                HTTP for operators
 
 Start: the view first, then the listeners, so that a client that connects can be served. Stop: no new clients, what is
@@ -16,7 +17,10 @@ in flight is finished within the deadline, then what remains is cut off, and the
 from __future__ import annotations
 
 import gc
+import os
+import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,13 +29,16 @@ import trio
 
 from proxy.admin.endpoints import AdminState, routes
 from proxy.admin.server import AdminServer
+from proxy.admin.settings import routes as settings_routes
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.listener import Listener
 from proxy.frontend.server import RATE_SECONDS, Server
 from proxy.hub import Hub
-from proxy.log import get_logger
+from proxy.log import get_logger, set_level
 from proxy.metrics import Family, Metrics, MetricType, Sample
+from proxy.reload import Reloader, Source
 from proxy.settings import Settings
+from proxy.store.memory import MemoryStore
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
 from proxy.upstream.nodes import Lane, Nodes
@@ -54,11 +61,16 @@ class Started:
 class Proxy:
     """One proxy. ``run`` serves until ``stop`` or a signal."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reload: Source | None = None) -> None:
+        """``reload`` gives the settings as they are by then, for a reload; None: they cannot be reloaded."""
         self.settings = settings
+        self.id = (
+            f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"  # in the record, as who saw what
+        )
         self.metrics = Metrics()
         self._stopping = trio.Event()
         self._listeners: list[Listener] = []
+        self._settings_source = reload
 
     def stop(self) -> None:
         """Begin to stop; ``run`` returns when that is done."""
@@ -85,8 +97,10 @@ class Proxy:
             cluster.unsent_bytes_max,
         )
         self.topology = Topology(dialer, cluster.seeds, cluster.refresh_interval_seconds)
+        self.store = MemoryStore()
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)
+        self.reloader = Reloader(self, self._settings_source, self.store, self.id)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hub.run)
@@ -106,6 +120,7 @@ class Proxy:
                 nursery.start_soon(self.nodes.watch)
                 nursery.start_soon(self.topology.run)
                 nursery.start_soon(self._beat)
+                nursery.start_soon(self.reloader.run)
                 await self._first_view()
                 admin = self._admin_server()
                 admin_listeners = await trio.open_tcp_listeners(
@@ -161,9 +176,12 @@ class Proxy:
             log.warning("cluster_not_found", seeds=list(self.settings.cluster.seeds))
 
     async def _await_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP:
+                    self.reloader.reload_soon()
+                    continue
                 if self._stopping.is_set():
                     log.warning("stop_hurried", signal=signal.Signals(number).name)
                     raise SystemExit(1)
@@ -198,6 +216,15 @@ class Proxy:
 
     # -- for operators
 
+    def adopt(self, settings: Settings) -> None:
+        """Go by the live settings of a reload from now on. Synchronous, so between two turns."""
+        if settings.log_level != self.settings.log_level:
+            set_level(settings.log_level)
+        self.settings = settings
+        self.server.adopt(settings)
+        self.topology.refresh_seconds = settings.cluster.refresh_interval_seconds
+        self.topology.refresh_soon()  # else the wait that has begun lasts as long as before
+
     def _admin_server(self) -> AdminServer:
         state = AdminState(
             view=lambda: self.topology.view,
@@ -206,7 +233,7 @@ class Proxy:
             warnings=self.topology.problems,
             registry=self.metrics.registry,
         )
-        return AdminServer(routes(state), token=self.settings.admin.token)
+        return AdminServer([*routes(state), *settings_routes(self.reloader)], token=self.settings.admin.token)
 
     def _view_seen_at(self) -> float | None:
         if self.topology.refreshed_at is None:

@@ -25,7 +25,7 @@ log = get_logger(__name__)
 DESCRIPTION = """\
 Run the proxy until SIGTERM or SIGINT. Then it accepts nobody, finishes what is in flight within
 stop_deadline_seconds, and logs what was cut off. Settings: command line over environment over file over defaults;
-'steadyread config show' writes them all.
+'steadyread config show' writes them all. SIGHUP reads them again and puts those into effect that it marks as live.
 """
 
 
@@ -59,9 +59,9 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     failures: list[BaseException] = []
     try:
         if arguments.embedded:
-            await _serve_embedded(settings, arguments.engine)
+            await _serve_embedded(settings, arguments)
         else:
-            await Proxy(settings).run()
+            await Proxy(settings, lambda: load_from(arguments).settings).run()
     except* (OSError, ClusterError, EngineNotFound) as group:
         failures += leaves(group)
     for failure in failures:
@@ -69,13 +69,17 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-async def _serve_embedded(settings: Settings, program: str | None) -> None:
+async def _serve_embedded(settings: Settings, arguments: argparse.Namespace) -> None:
     """A cluster of the proxy's own, which is gone when the proxy is."""
-    engine = find_engine(program)
+    engine = find_engine(arguments.engine)
     log.info("embedded_cluster_starting", engine=str(engine))
     async with running_cluster(engine) as cluster:
         log.info("embedded_cluster_started", engine=str(engine), nodes=list(cluster.addresses))
-        await Proxy(replace(settings, cluster=replace(settings.cluster, seeds=cluster.addresses))).run()
+
+        def with_cluster(given: Settings) -> Settings:
+            return replace(given, cluster=replace(given.cluster, seeds=cluster.addresses))
+
+        await Proxy(with_cluster(settings), lambda: with_cluster(load_from(arguments).settings)).run()
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

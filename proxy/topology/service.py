@@ -59,7 +59,7 @@ class Topology:
         self.engine_version = ""  # the oldest that a node of the cluster named
         self._dialer = dialer
         self._seeds = tuple(seeds)
-        self._refresh_seconds = refresh_seconds
+        self.refresh_seconds = refresh_seconds
         self._known = Known(EMPTY_VIEW, (0,) * SLOT_COUNT)
         self._reports: tuple[Report, ...] = ()
         self._adopted: dict[int, tuple[float, Address]] = {}  # slot -> (trio time, owner) by MOVED
@@ -101,7 +101,7 @@ class Topology:
         found = []
         if self.refreshed_at is None:
             found.append("no node of the cluster has answered yet")
-        elif (age := trio.current_time() - self.refreshed_at) > 3 * self._refresh_seconds + ANSWER_SECONDS:
+        elif (age := trio.current_time() - self.refreshed_at) > 3 * self.refresh_seconds + ANSWER_SECONDS:
             found.append(f"no node has answered for {age:.0f} s; the last view serves on")
         if self.view.shards and (unowned := self.view.unowned_count):
             found.append(f"{unowned} of {SLOT_COUNT} slots are served by no node")
@@ -120,7 +120,7 @@ class Topology:
                 await self.refresh()
                 busy = self._troubled or bool(self.view.migrations)
                 with trio.move_on_after(
-                    min(BUSY_SECONDS, self._refresh_seconds) if busy else self._refresh_seconds
+                    min(BUSY_SECONDS, self.refresh_seconds) if busy else self.refresh_seconds
                 ):
                     await self._wanted.wait()
                 await trio.sleep(SOON_SECONDS)
