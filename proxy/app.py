@@ -31,6 +31,7 @@ import trio
 
 from proxy.admin import audit, endpoints, events, hooks
 from proxy.admin import mode as mode_endpoint
+from proxy.admin import settings as settings_endpoint
 from proxy.admin.endpoints import AdminState
 from proxy.admin.server import AdminServer
 from proxy.exchange.exchange import Exchange
@@ -38,8 +39,9 @@ from proxy.frontend.listener import Listener
 from proxy.frontend.server import RATE_SECONDS, Server
 from proxy.hooks.runner import HookRunner
 from proxy.hub import Hub
-from proxy.log import get_logger
+from proxy.log import get_logger, set_level
 from proxy.metrics import Family, Metrics, MetricType, Sample
+from proxy.reload import Reloader, Source
 from proxy.settings import Settings
 from proxy.settings.state import store_file
 from proxy.store.interface import TopologyStore
@@ -74,7 +76,7 @@ class Started:
 class Proxy:
     """One proxy. ``run`` serves until ``stop`` or a signal."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reload: Source | None = None) -> None:
         self.settings = settings
         self.id = (
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"  # in the record, as who saw what
@@ -82,6 +84,7 @@ class Proxy:
         self.metrics = Metrics()
         self._stopping = trio.Event()
         self._listeners: list[Listener] = []
+        self._settings_source = reload
 
     def stop(self) -> None:
         """Begin to stop; ``run`` returns when that is done."""
@@ -122,6 +125,7 @@ class Proxy:
         self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)
+        self.reloader = Reloader(self, self._settings_source, self.store, self.id)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hub.run)
@@ -147,6 +151,7 @@ class Proxy:
                     self.metrics.register_source(self.hooks.samples)
                     nursery.start_soon(self._run_hooks)
                 nursery.start_soon(self._beat)
+                nursery.start_soon(self.reloader.run)
                 await self._first_view()
                 admin = self._admin_server()
                 admin_listeners = await trio.open_tcp_listeners(
@@ -204,9 +209,12 @@ class Proxy:
             log.warning("cluster_not_found", seeds=list(self.settings.cluster.seeds))
 
     async def _await_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP:
+                    self.reloader.reload_soon()
+                    continue
                 if self._stopping.is_set():
                     log.warning("stop_hurried", signal=signal.Signals(number).name)
                     raise SystemExit(1)
@@ -250,6 +258,15 @@ class Proxy:
 
     # -- for operators
 
+    def adopt(self, settings: Settings) -> None:
+        """Go by the live settings of a reload from now on. Synchronous, so between two turns."""
+        if settings.log_level != self.settings.log_level:
+            set_level(settings.log_level)
+        self.settings = settings
+        self.server.adopt(settings)
+        self.keeper.refresh_seconds = settings.cluster.refresh_interval_seconds
+        self.topology.refresh_soon()  # else the wait that has begun lasts as long as before
+
     def _admin_server(self) -> AdminServer:
         state = AdminState(
             view=lambda: self.topology.view,
@@ -267,6 +284,7 @@ class Proxy:
             *mode_endpoint.routes(self.mode),
             *audit.routes(self.store),
             *hooks.routes(self.store, self.settings.hooks),
+            *settings_endpoint.routes(self.reloader),
         ]
         return AdminServer(table, token=self.settings.admin.token)
 

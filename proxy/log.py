@@ -85,7 +85,12 @@ def configure(level: str, *, stream: TextIO | None = None, is_human: bool | None
     for earlier in [earlier for earlier in root.handlers if isinstance(earlier, _Handler)]:
         root.removeHandler(earlier)
     root.addHandler(handler)
-    root.setLevel(LEVELS[level])
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Writes events of ``level`` and above from now on, to where ``configure`` said."""
+    logging.getLogger().setLevel(LEVELS[level])
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -43,7 +43,7 @@ def content_of(request: Request, members: Collection[str]) -> dict[str, Any]:
         content = json.loads(request.body)
     except (ValueError, RecursionError):
         raise ProblemError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
-    wanted = " and ".join(f'"{name}"' for name in members)
+    wanted = " and ".join(f'"{name}"' for name in members) or "no members"
     if not isinstance(content, dict) or content.keys() != set(members):
         raise ProblemError(HTTPStatus.BAD_REQUEST, f"the body is to be a JSON object with {wanted}")
     return content

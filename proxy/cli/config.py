@@ -6,9 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from proxy.cli.settings_options import add_setting_flags, facts_of_problem, load_from, print_problems
+from proxy.cli.settings_options import add_setting_flags, load_from, print_problems
 from proxy.settings.load import SettingsError
-from proxy.settings.show import facts_of, toml_of
+from proxy.settings.show import facts_of, facts_of_problem, toml_of
 
 if TYPE_CHECKING:
     from proxy.cli.main import Subparsers

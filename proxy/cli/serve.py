@@ -60,9 +60,9 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     failures: list[BaseException] = []
     try:
         if arguments.embedded:
-            await _serve_embedded(settings, arguments.engine)
+            await _serve_embedded(settings, arguments)
         else:
-            await Proxy(settings).run()
+            await Proxy(settings, lambda: load_from(arguments).settings).run()
     except* (OSError, ClusterError, EngineNotFound) as group:
         failures += leaves(group)
     for failure in failures:
@@ -70,17 +70,19 @@ async def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-async def _serve_embedded(settings: Settings, program: str | None) -> None:
+async def _serve_embedded(settings: Settings, arguments: argparse.Namespace) -> None:
     """A cluster of the proxy's own, which is gone when the proxy is."""
-    engine = find_engine(program)
+    engine = find_engine(arguments.engine)
     log.info("embedded_cluster_starting", engine=str(engine))
     async with running_cluster(engine) as cluster:
         log.info("embedded_cluster_started", engine=str(engine), nodes=list(cluster.addresses))
-        # The cluster is gone when the proxy is: a record of it is kept only where one was asked for.
-        store = replace(settings.store, file=settings.store.file or MEMORY)
-        await Proxy(
-            replace(settings, cluster=replace(settings.cluster, seeds=cluster.addresses), store=store)
-        ).run()
+
+        def with_cluster(given: Settings) -> Settings:
+            # The cluster is gone when the proxy is: a record of it is kept only where one was asked for.
+            store = replace(given.store, file=given.store.file or MEMORY)
+            return replace(given, cluster=replace(given.cluster, seeds=cluster.addresses), store=store)
+
+        await Proxy(with_cluster(settings), lambda: with_cluster(load_from(arguments).settings)).run()
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from proxy.settings.load import Loaded, Override, Problem, SettingsError, load
+from proxy.settings.load import Loaded, Override, SettingsError, load
 
 _FLAG_OF_SETTING = {"cluster.seeds": "--seed", "listeners": "--listen", "admin.address": "--admin"}
 
@@ -74,17 +74,6 @@ def print_problems(error: SettingsError) -> None:
     print(f"steadyread: {count} problem{'s' if count > 1 else ''} in the settings", file=sys.stderr)
     for problem in error.problems:
         print(f"  {problem}", file=sys.stderr)
-
-
-def facts_of_problem(problem: Problem) -> dict[str, object]:
-    """A problem for JSON."""
-    return {
-        "origin": str(problem.origin),
-        "line": problem.origin.line,
-        "setting": problem.setting,
-        "value": problem.value,
-        "message": problem.message,
-    }
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

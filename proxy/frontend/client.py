@@ -116,7 +116,7 @@ class ClientConnection(OpenRequests):
         self.watch: Watch | None = None
         self.watched_keys = 0
         self.subscriptions: Subscriptions | None = None
-        self._limits = settings
+        self.limits = settings  # of this connection; a reload changes those of later ones
         self._parser = RequestParser(server.request_limits)
         self._unread: list[bytes] = []  # bytes not parsed yet, in the chunks they came in
         self._unread_bytes = 0
@@ -138,7 +138,7 @@ class ClientConnection(OpenRequests):
         self._unread_bytes += len(data)
         if not self._retrying and not self._draining:
             self._process()
-        if self._unread_bytes > HELD_BYTES_MAX or len(self.slots) >= self._limits.open_requests_max:
+        if self._unread_bytes > HELD_BYTES_MAX or len(self.slots) >= self.limits.open_requests_max:
             self._pace()
 
     def _process(self) -> None:
@@ -160,12 +160,12 @@ class ClientConnection(OpenRequests):
         at, size = 0, len(buffer)
         self.last_command_at = time.time()
         while at < size and not self._retrying and not self._draining and not self._is_closing:
-            room = self._limits.open_requests_max - len(self.slots)
+            room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
                 break
             if self.is_plain and not self._parser.resuming and isinstance(buffer, bytes):
                 found: list[tuple[Command, bytes, int]] = []
-                end = scan_simple(buffer, at, room, found, self._limits.request_bytes_max)
+                end = scan_simple(buffer, at, room, found, self.limits.request_bytes_max)
                 if found:
                     at = end - self._relay_simple(found)
                     continue
@@ -401,9 +401,9 @@ class ClientConnection(OpenRequests):
             hash_slots = {slot_of(key) for key in keys}
             if len(hash_slots) > 1:
                 refused = CROSS_SLOT
-        if transaction.bytes_queued + len(raw) > self._limits.request_bytes_max:
+        if transaction.bytes_queued + len(raw) > self.limits.request_bytes_max:
             refused = encode.error(
-                f"ERR transaction over {self._limits.request_bytes_max} bytes (setting clients.request_bytes_max)"
+                f"ERR transaction over {self.limits.request_bytes_max} bytes (setting clients.request_bytes_max)"
             )
         if refused is not None:
             transaction.failed = True
@@ -568,7 +568,7 @@ class ClientConnection(OpenRequests):
         open_requests = len(self.slots)
         if open_requests > REPLIES_SUMMED_FROM:
             unsent += sum(len(slot.reply) for slot in self.slots if slot.reply is not None)
-        limits = self._limits
+        limits = self.limits
         if unsent > limits.unsent_bytes_hard_max:
             self.close(f"more than {limits.unsent_bytes_hard_max} reply bytes unsent")
             return

@@ -29,14 +29,10 @@ class Server:
     """The proxy as its clients see it. One per proxy."""
 
     def __init__(self, settings: Settings, topology: Topology) -> None:
-        self.settings = settings
         self.topology = topology
         self.run_id = secrets.token_hex(20)
         self.started_at = time.time()
-        self.request_limits = RequestLimits(
-            request_bytes_max=settings.clients.request_bytes_max,
-            bulk_bytes_max=settings.clients.request_bytes_max,
-        )
+        self.adopt(settings)
         self.connections_total = 0
         self.rejected_total = 0
         self.error_replies = 0  # of the proxy's own making
@@ -45,6 +41,14 @@ class Server:
         self._next_id = 0
         self._closed_commands = self._closed_received = self._closed_sent = 0  # of clients that left
         self._rate_from = (time.monotonic(), 0)
+
+    def adopt(self, settings: Settings) -> None:
+        """Go by ``settings`` from now on; a connection keeps the limits that it was made with."""
+        self.settings = settings
+        self.request_limits = RequestLimits(
+            request_bytes_max=settings.clients.request_bytes_max,
+            bulk_bytes_max=settings.clients.request_bytes_max,
+        )
 
     @property
     def version(self) -> str:

@@ -212,7 +212,7 @@ class Subscriptions:
     def _hold(self, key: Name, push: bytes) -> None:
         self._held.append((key, push))
         self._held_bytes += len(push)
-        if self._held_bytes > self.client.server.settings.clients.unsent_bytes_hard_max:
+        if self._held_bytes > self.client.limits.unsent_bytes_hard_max:
             self._exchange.hub.touched(self)  # flush ends the client: a line must not be closed as it is read
 
     def _take_held(self) -> list[bytes]:
@@ -231,7 +231,7 @@ class Subscriptions:
             pushes = self._outgoing.copy()
             self._outgoing.clear()
             self.client.push(self._for_client(pushes))
-        if self._held_bytes > (limit := self.client.server.settings.clients.unsent_bytes_hard_max):
+        if self._held_bytes > (limit := self.client.limits.unsent_bytes_hard_max):
             self.client.close(f"more than {limit} bytes of messages waited for a confirmation")
 
     def on_fault(self, error: Exception) -> None:

@@ -10,18 +10,22 @@ import textwrap
 from collections.abc import Iterator
 from enum import Enum
 
-from proxy.settings.load import SECRET_SHOWN, Loaded
+from proxy.settings.load import SECRET_SHOWN, Loaded, Problem
 from proxy.settings.positions import Path
 from proxy.settings.schema import Option, Table, dotted, table_of, variable_of
 from proxy.settings.values import Settings
+from routing.timeline import Plain
 from routing.topology import Address
 
 COMMENT_WIDTH = 100
+LIVE_MARK = " (live)"
 HEADER = """\
 # Settings of Steadyread. Each line ends with where its value comes from.
 # The command line is stronger than the environment, and that is stronger than the file. Each option has
 # a variable: STEADYREAD_CLUSTER__SEEDS for seeds in [cluster], STEADYREAD_LISTENERS__0__ADDRESS for the
 # first listener.
+# What is marked (live) changes while the proxy runs, by a reload: SIGHUP, or POST /v1/settings/reload on
+# the admin port. The rest needs a restart.
 """
 
 
@@ -31,20 +35,50 @@ def toml_of(loaded: Loaded) -> str:
 
 
 def facts_of(loaded: Loaded) -> list[dict[str, object]]:
-    """All settings as values for JSON: setting, value, origin, environment variable, meaning."""
+    """All settings as values for JSON: setting, value, origin, environment variable, meaning, whether it is live."""
     facts: list[dict[str, object]] = []
-    for path, option, value in _options(loaded.settings, table_of(Settings), ()):
+    for path, option, value in options_of(loaded.settings):
         is_hidden = option.says.is_secret and value != ""
         facts.append(
             {
                 "setting": dotted(path),
-                "value": SECRET_SHOWN if is_hidden else _plain(value),
+                "value": SECRET_SHOWN if is_hidden else plain(value),
                 "origin": str(loaded.origin_of(path)),
                 "environment": variable_of(path),
                 "meaning": option.says.meaning,
+                "live": option.says.is_live,
             }
         )
     return facts
+
+
+def facts_of_problem(problem: Problem) -> dict[str, object]:
+    """A problem for JSON."""
+    return {
+        "origin": str(problem.origin),
+        "line": problem.origin.line,
+        "setting": problem.setting,
+        "value": problem.value,
+        "message": problem.message,
+    }
+
+
+def options_of(settings: Settings) -> Iterator[tuple[Path, Option, object]]:
+    """Every option that these settings have, with its value, in the order of the schema."""
+    return _options(settings, table_of(Settings), ())
+
+
+def plain(value: object) -> Plain:
+    """A setting's value as JSON carries it: addresses and enums as their text."""
+    if isinstance(value, Address):
+        return str(value)
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, tuple):
+        return [plain(element) for element in value]
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"no JSON for {type(value).__name__}")
 
 
 def _options(value: object, table: Table, path: Path) -> Iterator[tuple[Path, Option, object]]:
@@ -64,12 +98,12 @@ def _lines_of_table(loaded: Loaded, value: object, table: Table, path: Path) -> 
         below, here = getattr(value, name), (*path, name)
         if isinstance(entry, Option):
             yield ""
-            yield from _comment(entry.says.meaning)
+            yield from _comment(entry.says.meaning + (LIVE_MARK if entry.says.is_live else ""))
             origin = loaded.origin_of(here)
             if entry.says.is_secret and below != "":
                 yield f"# {name} = {_toml(SECRET_SHOWN)}  # {origin}"
             else:
-                yield f"{name} = {_toml(_plain(below))}  # {origin}"
+                yield f"{name} = {_toml(plain(below))}  # {origin}"
             continue
         if entry.is_array and not below:
             yield ""
@@ -86,18 +120,7 @@ def _lines_of_table(loaded: Loaded, value: object, table: Table, path: Path) -> 
 
 
 def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
-
-
-def _plain(value: object) -> object:
-    """Addresses and enums as their text."""
-    if isinstance(value, Address):
-        return str(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, tuple):
-        return [_plain(element) for element in value]
-    return value
+    return textwrap.wrap(" ".join(text.split()), COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
 
 
 def _toml(value: object) -> str:

@@ -25,6 +25,7 @@ class Says:
     choices: tuple[str, ...] = ()  # of a text; () means any text
     is_secret: bool = False  # never printed
     is_dialled: bool = False  # of addresses: connected to, so port 0 names nothing
+    is_live: bool = False  # a reload changes it while the proxy runs; the others need a restart
 
 
 class CrossSlotTransactions(Enum):
@@ -96,6 +97,7 @@ class ClusterSettings:
             "Time between two looks at the cluster while nothing happens. A redirection causes one at once.",
             above=0,
             at_most=DAY_SECONDS,
+            is_live=True,
         ),
     ] = 0.5
     migration_stuck_seconds: Annotated[
@@ -125,25 +127,35 @@ class ClusterSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Limits on each client connection."""
+    """Limits on each client connection.
+
+    After a reload, `connections_max`, `idle_timeout_seconds` and the password hold at once; who is logged in stays
+    so. The others hold for connections made from then on, and the older ones keep theirs.
+    """
 
     password: Annotated[
         str,
         Says(
             'The password that clients must give with AUTH. "" means that they need not authenticate.',
             is_secret=True,
+            is_live=True,
         ),
     ] = ""
     password_file: Annotated[
-        str, Says('A file that holds the password, instead of `password`. "" means none.')
+        str, Says('A file that holds the password, instead of `password`. "" means none.', is_live=True)
     ] = ""
     connections_max: Annotated[
-        int, Says("Client connections at one time, over all listeners; more are refused.", at_least=1)
+        int,
+        Says(
+            "Client connections at one time, over all listeners; more are refused.", at_least=1, is_live=True
+        ),
     ] = 20_000
     open_requests_max: Annotated[
         int,
         Says(
-            "Unanswered requests of one client; past them it is not read until half are answered.", at_least=1
+            "Unanswered requests of one client; past them it is not read until half are answered.",
+            at_least=1,
+            is_live=True,
         ),
     ] = 1024
     unsent_bytes_max: Annotated[
@@ -151,16 +163,22 @@ class ClientSettings:
         Says(
             "Reply bytes kept for one client; past them it is not read until half of them are sent.",
             at_least=1,
+            is_live=True,
         ),
     ] = 1024 * 1024
     unsent_bytes_hard_max: Annotated[
-        int, Says("Reply bytes kept for one client; past them it is disconnected.", at_least=1)
+        int, Says("Reply bytes kept for one client; past them it is disconnected.", at_least=1, is_live=True)
     ] = 256 * 1024 * 1024
     request_bytes_max: Annotated[
-        int, Says("Bytes of one whole request; a larger one is refused.", at_least=1)
+        int, Says("Bytes of one whole request; a larger one is refused.", at_least=1, is_live=True)
     ] = 64 * 1024 * 1024
     idle_timeout_seconds: Annotated[
-        float, Says("A client that sends nothing for this long is disconnected. 0 means never.", at_least=0)
+        float,
+        Says(
+            "A client that sends nothing for this long is disconnected. 0 means never.",
+            at_least=0,
+            is_live=True,
+        ),
     ] = 0.0
 
 
@@ -172,7 +190,8 @@ class CommandSettings:
         CrossSlotTransactions,
         Says(
             'A MULTI over keys of several slots: "refuse" answers an error; "per_slot" runs one '
-            "transaction per slot, in order, so the whole is not atomic."
+            "transaction per slot, in order, so the whole is not atomic.",
+            is_live=True,
         ),
     ] = CrossSlotTransactions.REFUSE
     script_cache_bytes_max: Annotated[
@@ -286,7 +305,10 @@ class Settings:
     """All of them."""
 
     log_level: Annotated[
-        str, Says("The least serious messages that are logged, on standard error.", choices=LOG_LEVELS)
+        str,
+        Says(
+            "The least serious messages that are logged, on standard error.", choices=LOG_LEVELS, is_live=True
+        ),
     ] = "info"
     stop_deadline_seconds: Annotated[
         float,
@@ -294,6 +316,7 @@ class Settings:
             "After SIGTERM, what is in flight may take this long to finish; then it is cut off.",
             at_least=0,
             at_most=DAY_SECONDS,
+            is_live=True,
         ),
     ] = 10.0
     cluster: ClusterSettings = field(default_factory=ClusterSettings)

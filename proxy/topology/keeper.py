@@ -110,7 +110,7 @@ class Keeper:
         self.proxy_id = proxy_id
         self._store = store
         self._clock = clock
-        self._refresh_seconds = refresh_seconds
+        self.refresh_seconds = refresh_seconds
         self._views = ViewReader(store)
         self.recorder = Recorder(store, self._views, proxy_id, limits)
         self._claims: Sequence[int] = (0,) * SLOT_COUNT  # slot -> config epoch of the claim to it
@@ -172,7 +172,7 @@ class Keeper:
         seen_at = self.seen_at
         if seen_at is None:
             found.append("no node of the cluster has answered yet")
-        elif (age := self._clock() - seen_at) > 3 * self._refresh_seconds + SILENCE_SECONDS + ANSWER_SECONDS:
+        elif (age := self._clock() - seen_at) > 3 * self.refresh_seconds + SILENCE_SECONDS + ANSWER_SECONDS:
             found.append(f"no node has answered for {age:.0f} s; the last view serves on")
         found += self._health.problems()
         if self._is_foreign:
@@ -213,12 +213,12 @@ class Keeper:
 
     async def _look_on(self) -> None:
         while True:
-            seconds = self._refresh_seconds
+            seconds = self.refresh_seconds
             if self._must_look():
                 self.topology.take_wanted()
                 await self._look()
                 if self._is_troubled or self._is_migrating or self.topology.view.migrations:
-                    seconds = min(BUSY_SECONDS, self._refresh_seconds)
+                    seconds = min(BUSY_SECONDS, self.refresh_seconds)
             elif self.topology.wanted.is_set():
                 self.topology.take_wanted()
                 await self._want()

@@ -251,7 +251,7 @@ async def test_a_redirection_at_any_proxy_makes_the_discoverer_look(
     """It adopts what MOVED says at once, and the others see it long before the next look is due."""
     async with a_fleet() as fleet:
         one, two = await fleet.start("one"), await fleet.start("two")
-        one.keeper._refresh_seconds = 60.0
+        one.keeper.refresh_seconds = 60.0
         await trio.sleep(1)
         fleet.cluster.move(7, 2)
         two.topology.on_moved(7, fleet.cluster.address_of(2))
