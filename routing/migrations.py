@@ -317,10 +317,10 @@ class _Step:
     def _say_begun(self, closed_already: set[int]) -> None:
         record = self.record
         slots = sorted({*record.open_slots, *closed_already})
-        how = " atomically" if record.kind is MigrationKind.ATOMIC else ""
+        what = "an atomic migration" if record.kind is MigrationKind.ATOMIC else "a migration"
         self._say(
             EventKind.MIGRATION_BEGUN,
-            f"{slots_text(slots)}: a migration from {self._source} to {self._target}{how} begins",
+            f"{slots_text(slots)}: {what} from {self._source} to {self._target} begins",
             slots,
             {
                 "open_slots": plain_ranges(slot_ranges(record.open_slots)),
@@ -439,10 +439,10 @@ class _Step:
         )
         if stage is Stage.COMPLETED:
             stayed = f"; {count(len(record.returned_slots), 'slot')} stayed" if record.returned_slots else ""
+            time = f"in {seconds:.1f} s" if seconds else "between two looks"
             self._say(
                 EventKind.MIGRATION_COMPLETED,
-                f"{slots_text(record.moved_slots)} went from {self._source} to {self._target}"
-                f" in {seconds:.1f} s{stayed}",
+                f"{slots_text(record.moved_slots)} went from {self._source} to {self._target} {time}{stayed}",
                 sorted({*record.moved_slots, *record.returned_slots}),
                 evidence,
             )

@@ -689,7 +689,10 @@ def _by_id(nodes: Iterable[Node]) -> dict[str, Node]:
 
 
 def _lines_beyond(known: Mapping[str, object], reports: Iterable[Report]) -> dict[str, NodeLine]:
-    """Of nodes that are not ``known``, what reports say: a node's own line when it answered, else any."""
+    """Of nodes that are not ``known``, what reports say: a node's own line when it answered, else any.
+
+    One that is named by nobody and names nobody has left: it was reset, and still answers.
+    """
     lines: dict[str, NodeLine] = {}
     for report in reports:
         for line in report.others:
@@ -698,8 +701,9 @@ def _lines_beyond(known: Mapping[str, object], reports: Iterable[Report]) -> dic
                 if last is None or (line.node.is_failing and not last.node.is_failing):
                     lines[line.node.id] = line
     for report in reports:
-        if report.myself.node.id not in known:
-            lines[report.myself.node.id] = report.myself
+        node_id = report.myself.node.id
+        if node_id not in known and (node_id in lines or report.others):
+            lines[node_id] = report.myself
     return lines
 
 

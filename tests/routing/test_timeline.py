@@ -67,6 +67,19 @@ def test_a_node_joins_and_leaves() -> None:
     assert history.settle() == []
 
 
+@pytest.mark.parametrize("name", ["sa", "c"])
+def test_a_node_that_was_reset_has_left_although_it_answers(name: str) -> None:
+    """As ``redis-cli --cluster del-node`` does it: the others forget the node, and then it forgets them."""
+    cluster, history = begun("a", "b", "c", "ra", "rb", "sa")
+    cluster.own("b", set(cluster["c"].slots))
+    history.look()
+    history.settle(5.0)
+    cluster[name].primary_id, cluster[name].is_reset = None, True
+    event = only(history.look())
+    assert (event.kind, event.nodes) == (EventKind.NODE_REMOVED, (ident(name),))
+    assert "node_added" not in history.settle()
+
+
 def test_a_node_with_a_new_address() -> None:
     cluster, history = begun("a", "b")
     cluster["b"].address = Address("10.1.1.1", 7000)
