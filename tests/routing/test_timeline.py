@@ -201,6 +201,35 @@ def test_a_failover_by_command() -> None:
     assert history.settle() == []
 
 
+def test_a_failover_that_is_seen_in_two_parts_is_no_migration() -> None:
+    cluster, history = begun("a", "b", "ra", "rb")
+    cluster["ra"].primary_id = None
+    cluster.own("ra", range(4000))
+    assert history.kinds() == ["failover"]
+    cluster.own("ra", range(4000, 8192))
+    event = only(history.look())
+    assert (event.kind, event.slot_ranges) == (EventKind.FAILOVER, ((4000, 8191),))
+
+
+def test_a_replica_that_joined_and_took_over_between_two_looks() -> None:
+    """The old primary follows it by now, so it was a failover and no migration."""
+    cluster, history = begun("a", "b")
+    cluster.add("na", of="a")
+    cluster.fail_over("a", "na", fails=False)
+    assert history.kinds() == ["node_added", "failover"]
+
+
+def test_who_took_its_slots_back_is_a_source_again() -> None:
+    cluster, history = begun("a", "b", "ra", "rb")
+    cluster.fail_over("a", "ra", fails=False)
+    assert history.kinds() == ["failover"]
+    cluster.fail_over("ra", "a", fails=False)
+    assert history.kinds() == ["failover"]
+    cluster.open(5, "a", "b")
+    assert history.kinds() == ["migration_begun"]
+    assert history.timeline.migrations[0].source_id == ident("a")
+
+
 # -- uncovered slots
 
 
