@@ -5,7 +5,8 @@ another: that is one migration, because a record ends only when its pair has bee
 seen at the source and then at the target belong to it too, also when nobody saw them open. A failover is no
 migration; when the source or the target of one fails over, the record goes on with the new primary.
 
-Progress of a slot that moves by steps: it opened, or fewer of its keys are at the source. Progress of an atomic job:
+Progress of a slot that moves by steps: it opened, or fewer of its keys are at the source; when nobody counts its keys,
+any progress of its migration. Progress of an atomic job:
 its state, the time of its last update or acknowledgement, or the bytes that are left changed.
 """
 
@@ -288,11 +289,7 @@ class _Step:
     def judge(self, quiet_seconds: float, stuck_seconds: float) -> None:
         """Whether it is stuck, moves again, or has ended."""
         record, at = self.record, self._seen.at
-        stuck = tuple(
-            slot
-            for slot in record.open_slots
-            if at - record.slot_progressed_at.get(slot, record.progressed_at) >= stuck_seconds
-        )
+        stuck = tuple(slot for slot in record.open_slots if at - self._progressed_at(slot) >= stuck_seconds)
         if newly := sorted({*stuck} - {*record.stuck_slots}):
             self._say_stuck(newly)
         elif record.stuck_slots and not stuck:
@@ -310,13 +307,20 @@ class _Step:
     def _keys_at(self, slot: int, node_id: str, otherwise: int | None) -> int | None:
         return self._seen.keys_in_slot.get((slot, node_id), otherwise)
 
+    def _progressed_at(self, slot: int) -> float:
+        """Of the slot by itself if its keys are counted, so that one that was left behind shows; else of all."""
+        record = self.record
+        if slot in record.keys_left and slot in record.slot_progressed_at:
+            return record.slot_progressed_at[slot]
+        return record.progressed_at
+
     def _say_begun(self, closed_already: set[int]) -> None:
         record = self.record
         slots = sorted({*record.open_slots, *closed_already})
-        how = " atomically" if record.kind is MigrationKind.ATOMIC else ""
+        what = "an atomic migration" if record.kind is MigrationKind.ATOMIC else "a migration"
         self._say(
             EventKind.MIGRATION_BEGUN,
-            f"{slots_text(slots)}: a migration from {self._source} to {self._target}{how} begins",
+            f"{slots_text(slots)}: {what} from {self._source} to {self._target} begins",
             slots,
             {
                 "open_slots": plain_ranges(slot_ranges(record.open_slots)),
@@ -366,11 +370,11 @@ class _Step:
                 "keys_at_target": self._keys_at(slot, record.target_id, None),
                 "open_at_source": None if migrating is None else slot in migrating,
                 "open_at_target": None if importing is None else slot in importing,
-                "since": record.slot_progressed_at.get(slot, record.progressed_at),
+                "since": self._progressed_at(slot),
             }
             for slot in slots[:SLOTS_DETAILED_MAX]
         ]
-        since = min(record.slot_progressed_at.get(slot, record.progressed_at) for slot in slots)
+        since = min(self._progressed_at(slot) for slot in slots)
         sides = [self._side(slots, record.source_id), self._side(slots, record.target_id)]
         half = ""
         if record.kind is MigrationKind.STEPWISE and migrating is not None and importing is not None:
@@ -435,10 +439,10 @@ class _Step:
         )
         if stage is Stage.COMPLETED:
             stayed = f"; {count(len(record.returned_slots), 'slot')} stayed" if record.returned_slots else ""
+            time = f"in {seconds:.1f} s" if seconds else "between two looks"
             self._say(
                 EventKind.MIGRATION_COMPLETED,
-                f"{slots_text(record.moved_slots)} went from {self._source} to {self._target}"
-                f" in {seconds:.1f} s{stayed}",
+                f"{slots_text(record.moved_slots)} went from {self._source} to {self._target} {time}{stayed}",
                 sorted({*record.moved_slots, *record.returned_slots}),
                 evidence,
             )

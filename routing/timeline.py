@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import is_
 
 from routing.anomalies import AnomaliesTracked, Anomaly, AnomalyLimits, AnomalyState, find_anomalies, track
 from routing.cluster_nodes import FINISHED_STATES, AtomicMigration, NodeLine, Replication, Report
@@ -81,6 +82,7 @@ class Lost:
 
     why: str
     since: float  # Unix seconds
+    is_silent: bool = False  # its peers reach it, so only its own answer shows that it is back
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +305,16 @@ class _Look:
         if self.is_same_view and not (problems or was.doubted or was.lost or self.hidden):
             return []
         recovered: list[Node] = []
+        answered = {report.myself.node.id for report in self.observation.reports}
         for node in chain(self.new_nodes.values(), self.hidden.values()):
             problem = problems.get(node.id)
             if not node.is_failing and node.is_linked and problem is None:
+                is_asked = node.id in answered  # in a large cluster, nodes are asked in turn
                 if node.id in self.lost:
-                    recovered.append(node)
+                    if is_asked or not self.lost[node.id].is_silent:
+                        recovered.append(node)
+                elif not is_asked and node.id in was.doubted:
+                    self.doubted[node.id] = was.doubted[node.id]
                 continue
             if not (node.is_failing or node.id in self.lost):
                 since = was.doubted.get(node.id, at)
@@ -343,7 +350,7 @@ class _Look:
         )
         if not is_primary:
             what += f" of {self.names[before.primary_id or '']}"
-        self.lost[node.id] = Lost(why, self.observation.at)
+        self.lost[node.id] = Lost(why, self.observation.at, not node.is_failing and node.is_linked)
         self._say(
             EventKind.PRIMARY_LOST if is_primary else EventKind.REPLICA_LOST,
             f"{what} is lost: {why}",
@@ -602,11 +609,10 @@ class _Look:
             if job.name in unfinished:
                 ended.append(job)
             elif is_new and job.source_id == node_id and not self.is_first and not self.is_replaced:
+                # By the node's clock: when that is behind, a job of the first seconds is taken for an older one.
                 known_since = int(self.timeline.begun_at) if last_known is None else 0
                 if job.created_at is None or job.created_at >= known_since:
-                    ended.append(
-                        job
-                    )  # by the node's clock; one that is behind may hide a job's first seconds
+                    ended.append(job)
         return ended
 
     # -- the end
@@ -685,7 +691,10 @@ def _by_id(nodes: Iterable[Node]) -> dict[str, Node]:
 
 
 def _lines_beyond(known: Mapping[str, object], reports: Iterable[Report]) -> dict[str, NodeLine]:
-    """Of nodes that are not ``known``, what reports say: a node's own line when it answered, else any."""
+    """Of nodes that are not ``known``, what reports say: a node's own line when it answered, else any.
+
+    One that is named by nobody and names nobody has left: it was reset, and still answers.
+    """
     lines: dict[str, NodeLine] = {}
     for report in reports:
         for line in report.others:
@@ -694,8 +703,9 @@ def _lines_beyond(known: Mapping[str, object], reports: Iterable[Report]) -> dic
                 if last is None or (line.node.is_failing and not last.node.is_failing):
                     lines[line.node.id] = line
     for report in reports:
-        if report.myself.node.id not in known:
-            lines[report.myself.node.id] = report.myself
+        node_id = report.myself.node.id
+        if node_id not in known and (node_id in lines or report.others):
+            lines[node_id] = report.myself
     return lines
 
 
@@ -717,12 +727,13 @@ def _owner_changes(old: TopologyView, new: TopologyView) -> dict[tuple[str | Non
 
 
 def _are_same(old: Sequence[Report], new: Sequence[Report]) -> bool:
-    """Whether reports are surely the same: by identity of their parts, which costs nothing."""
+    """Whether reports are surely the same: by identity of their lines, which costs next to nothing."""
     return len(old) == len(new) and all(
         one is two
         or (
             one.myself is two.myself
-            and one.others is two.others
+            and len(one.others) == len(two.others)
+            and all(map(is_, one.others, two.others))
             and one.key_count == two.key_count
             and one.used_bytes == two.used_bytes
         )

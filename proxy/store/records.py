@@ -273,7 +273,7 @@ def pack_timeline(timeline: Timeline) -> bytes:
     return pack(
         [
             timeline.begun_at,
-            {node_id: [lost.why, lost.since] for node_id, lost in timeline.lost.items()},
+            {node_id: [lost.why, lost.since, lost.is_silent] for node_id, lost in timeline.lost.items()},
             dict(timeline.doubted),
             [[_node_content(node), node.role.value, node.primary_id] for node in timeline.hidden],
             dict(timeline.successors),
@@ -296,7 +296,7 @@ def unpack_timeline(value: bytes) -> Timeline:
         )
         return Timeline(
             begun_at=float(begun_at),
-            lost={node_id: Lost(why, since) for node_id, (why, since) in lost.items()},
+            lost={node_id: Lost(*fields) for node_id, fields in lost.items()},
             doubted=dict(doubted),
             hidden=tuple(
                 replace(_primary_of(content), role=Role(role), primary_id=primary_id)

@@ -34,6 +34,7 @@ class Server:
     answers: bool = True
     is_failing: bool = False
     is_linked: bool = True
+    is_reset: bool = False  # it left: it knows nobody, nobody knows it, and it answers
     replication: Replication | None = None
     key_count: int | None = None
     used_bytes: int | None = None
@@ -126,7 +127,11 @@ class Cluster:
         return tuple(
             Report(
                 lines[name][0],
-                tuple(told for other, (_, told) in lines.items() if other != name),
+                tuple(
+                    told
+                    for other, (_, told) in lines.items()
+                    if other != name and not self[name].is_reset and not self[other].is_reset
+                ),
                 self.epoch,
                 True,
                 tuple(self[name].running),

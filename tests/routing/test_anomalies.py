@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from routing.anomalies import Anomaly, AnomalyKind, AnomalyLimits, find_anomalies, track
 from routing.cluster_nodes import AtomicMigration
 from routing.events import EventKind
+from routing.timeline import Timeline, advance
 from tests.routing.cluster_model import Cluster, History, ident
 
 LIMITS = AnomalyLimits()
@@ -190,6 +193,19 @@ def test_a_migration_that_is_stuck_is_an_anomaly_until_it_moves() -> None:
         "migration_completed",
         "anomaly_gone",
     }
+
+
+def test_a_migration_becomes_an_anomaly_while_every_answer_stays_the_same() -> None:
+    """What the last look found is taken for this one's only when nothing it depends on has changed."""
+    cluster = Cluster("a", "b", "ra", "rb")
+    history = History(cluster)
+    cluster.open(5, "a", "b")
+    first = history.observe()
+    timeline = Timeline()
+    for seconds in (0, 1, 31, 34):
+        last = advance(timeline, replace(first, at=first.at + seconds), history.limits)
+        timeline = last.timeline
+    assert [anomaly.kind for anomaly in last.anomalies] == [AnomalyKind.STUCK_MIGRATION]
 
 
 def test_an_atomic_job_is_no_reason_for_a_dispute() -> None:

@@ -145,7 +145,7 @@ ANOMALIES = st.builds(
 TIMELINES = st.builds(
     Timeline,
     begun_at=TIMES,
-    lost=st.dictionaries(IDS, st.builds(Lost, TEXTS, TIMES), max_size=2),
+    lost=st.dictionaries(IDS, st.builds(Lost, TEXTS, TIMES, st.booleans()), max_size=2),
     doubted=st.dictionaries(IDS, TIMES, max_size=2),
     hidden=st.lists(PRIMARIES | nodes(Role.REPLICA, "aa") | nodes(Role.REPLICA, None), max_size=2).map(tuple),
     successors=st.dictionaries(IDS, IDS, max_size=2),
