@@ -30,7 +30,9 @@ def clock() -> Clock:
 @pytest.fixture(params=["memory", "sqlite"])
 async def store(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> AsyncIterator[TopologyStore]:
     opened: TopologyStore = (
-        MemoryStore(clock) if request.param == "memory" else await open_store(tmp_path / "store.db", now=clock)
+        MemoryStore(clock)
+        if request.param == "memory"
+        else await open_store(tmp_path / "store.db", now=clock)
     )
     yield opened
     await opened.aclose()

@@ -63,7 +63,10 @@ async def test_read_is_in_the_order_of_the_keys(store: TopologyStore) -> None:
     await store.commit([Put("m", b""), Put("n", b""), Put("n0", b"")])
     first, last = prefix_range("n/")
     assert [entry.key for entry in await store.read(first, last, limit=3)] == ["n/000", "n/001", "n/002"]
-    assert [entry.key for entry in await store.read(first, last, limit=2, descending=True)] == ["n/019", "n/018"]
+    assert [entry.key for entry in await store.read(first, last, limit=2, descending=True)] == [
+        "n/019",
+        "n/018",
+    ]
     assert [entry.key for entry in await store.read("n/005", "n/007", limit=9)] == ["n/005", "n/006"]
     assert [entry.key for entry in await store.read("n/005", "n/007", limit=1, descending=True)] == ["n/006"]
     assert len(await store.read(first, last, limit=99)) == 20
@@ -125,7 +128,7 @@ async def test_a_lease_takes_its_entries_along(store: TopologyStore, clock: Cloc
         assert await store.get("a") is not None
         watch = store.watch("", 2)
         clock.seconds += 0.2
-        with trio.fail_after(2):
+        with trio.fail_after(10):
             assert await watch.next_batch() == Batch((Change(3, "a", None),), 3)
         assert await store.get("a") is None
         assert await store.get("b") == Entry("b", b"2", 2)
@@ -185,7 +188,7 @@ async def test_a_watch_waits_for_what_comes(store: TopologyStore) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
-        with trio.fail_after(2):
+        with trio.fail_after(10):
             assert (await watch.next_batch()).changes == (Change(2, "a/1", b""),)
 
 
@@ -241,7 +244,7 @@ async def test_a_closed_store_says_so(store: TopologyStore) -> None:
         with pytest.raises(StoreUnavailableError, match="closed"):
             await watch.next_batch()
 
-    with trio.fail_after(2):
+    with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.sleep(0.05)
@@ -301,7 +304,7 @@ async def test_watches_of_concurrent_writers_lose_and_repeat_nothing(store: Topo
                 await trio.sleep(0.005)
         last = await store.commit([Put("k/end", b"")])
         log = await collect(store.watch("k/", 0), last)
-        with trio.fail_after(5):
+        with trio.fail_after(10):
             while not all(found and found[-1].key == "k/end" for _, found in seen):
                 await trio.sleep(0.01)
         await trio.sleep(0.02)

@@ -14,7 +14,13 @@ import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from proxy.store import sqlite
 from proxy.store.interface import (
@@ -116,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         async def bounded() -> T:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 return await work()
 
         return self.loop.run(bounded)
