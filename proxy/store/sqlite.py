@@ -212,8 +212,8 @@ class SqliteStore:
             row = connection.execute(
                 "SELECT id FROM log WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?", (begin, BATCH_CHANGES)
             ).fetchone()
-            # The row may be in the middle of a revision: up to the one before, if there is one.
-            upto = max(after, head.revision) if row is None else max(after + 1, (row[0] >> PLACE_BITS) - 1)
+            # The row may be in the middle of a revision: that one comes whole.
+            upto = max(after, head.revision) if row is None else row[0] >> PLACE_BITS
             rows = connection.execute(
                 "SELECT id, key, value, checksum FROM log"
                 " WHERE id >= ? AND id < ? AND substr(key, 1, ?) = ? ORDER BY id",

@@ -78,7 +78,7 @@ async def run(path: Path, options: argparse.Namespace) -> dict[str, float]:
         nursery.start_soon(store.run)
 
         async def as_of_time() -> None:
-            at = FIRST_AT + dice.random() * 60 * options.views
+            at = FIRST_AT + 60 * dice.uniform(1, options.views)
             first, _ = prefix_range(records.VIEWS_BY_TIME)
             await view_as_of(store, first, numbered(records.VIEWS_BY_TIME, int(at * 1e6) + 1))
 

@@ -26,6 +26,7 @@ from proxy.store.interface import (
     Change,
     CompactedError,
     ConflictError,
+    Delete,
     Entry,
     Expect,
     LeaseExpiredError,
@@ -700,3 +701,5 @@ async def test_compaction_lets_commits_through(running: SqliteStore, monkeypatch
 
     await until(lambda: rows() == 0)
     assert len(await running.read("n/", "n0", limit=99)) == 50
+    await running.commit([Put("n/0", b"new"), Delete("n/1")])
+    assert rows() == 0  # what was replaced goes at once where no sweep comes by again
