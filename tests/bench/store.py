@@ -37,6 +37,7 @@ FIRST_EPOCH = 1000
 FIRST_AT = 1_700_000_000.0  # Unix seconds of version 1; each version is a minute later
 VIEWS_SHARING_NODES = 10  # the nodes change with every tenth version
 COMMITS = 500
+WATCHES = 10
 WATCHED_CHANGES = 20_000
 
 
@@ -74,6 +75,7 @@ async def run(path: Path, options: argparse.Namespace) -> dict[str, float]:
     await events_page(store, records.unpack(head.value, "number") - EVENTS_A_PAGE)
     facts["open_and_first_reads_ms"] = (time.perf_counter() - started) * 1000
 
+    filled_revision = await store.revision()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
 
@@ -104,7 +106,7 @@ async def run(path: Path, options: argparse.Namespace) -> dict[str, float]:
             ("durable_commit", durable_commit, COMMITS // 5),
         ):
             facts |= await latencies(name, work, times)
-        facts["watched_changes_a_second"] = await watch_rate(store, dice)
+        facts["watched_changes_a_second"] = await watch_rate(store, dice, filled_revision)
         nursery.cancel_scope.cancel()
     await store.aclose()
     return facts
@@ -145,13 +147,15 @@ async def events_page(store: SqliteStore, number: int) -> int:
     return len(await store.read(numbered(records.EVENTS, number), last, limit=EVENTS_A_PAGE))
 
 
-async def watch_rate(store: SqliteStore, dice: random.Random) -> float:
-    """Changes a second that one watch reads, begun at random revisions."""
+async def watch_rate(store: SqliteStore, dice: random.Random, last: int) -> float:
+    """Changes a second that a watch reads, begun at random revisions, up to WATCHED_CHANGES or the last revision."""
     seen, started = 0, time.perf_counter()
-    while seen < 5 * WATCHED_CHANGES:
-        watch, begun_at = store.watch("", dice.randrange(await store.revision() // 2)), seen
-        while seen - begun_at < WATCHED_CHANGES:
-            seen += len((await watch.next_batch()).changes)
+    for _ in range(WATCHES):
+        watch, upto, batch_end = store.watch("", dice.randrange(last)), seen + WATCHED_CHANGES, 0
+        while seen < upto and batch_end < last:
+            batch = await watch.next_batch()
+            seen += len(batch.changes)
+            batch_end = batch.revision
     return seen / (time.perf_counter() - started)
 
 
