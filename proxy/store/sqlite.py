@@ -103,7 +103,7 @@ class SqliteStore:
         self._writing, self._reading, self._keeping, self._checkpointing = (
             trio.CapacityLimiter(1) for _ in range(4)
         )
-        self._faults: dict[trio.CapacityLimiter, str] = {}  # what the last work of this kind failed of
+        self._faults: dict[trio.CapacityLimiter, StoreError] = {}  # what the last work of this kind failed of
         self._seen: tuple[str, int] = ("", 0)  # (store id, revision) that watches were told of
         self._news = trio.Event()
         self._is_closed = False
@@ -113,7 +113,7 @@ class SqliteStore:
         return str(self._file.path)
 
     def problems(self) -> list[str]:
-        return [*dict.fromkeys(self._faults.values()), *self._file.notices()]
+        return list(dict.fromkeys([*map(str, self._faults.values()), *self._file.notices()]))
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -217,8 +217,8 @@ class SqliteStore:
             row = connection.execute(
                 "SELECT id FROM log WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?", (begin, BATCH_CHANGES)
             ).fetchone()
-            # The row may be in the middle of a revision: up to the one before, if there is one.
-            upto = max(after, head.revision) if row is None else max(after + 1, (row[0] >> PLACE_BITS) - 1)
+            # The row may be in the middle of a revision: that one comes whole.
+            upto = max(after, head.revision) if row is None else row[0] >> PLACE_BITS
             rows = connection.execute(
                 "SELECT id, key, value, checksum FROM log"
                 " WHERE id >= ? AND id < ? AND substr(key, 1, ?) = ? ORDER BY id",
@@ -266,6 +266,7 @@ class SqliteStore:
             return due, head.swept < _first_id(head.compacted)
 
         has_due, is_unswept = await self._in_thread(self._keeping, partial(self._file.look, work))
+        self._forget_faults_of_reading()
         self._tell_if_new()
         if has_due:
             await self._write(self._end_leases)
@@ -302,9 +303,15 @@ class SqliteStore:
         if checksum(row_id, key, value) != found:
             raise self._file.damaged(f"the checksum of {key} at revision {row_id >> PLACE_BITS} is wrong")
 
+    def _forget_faults_of_reading(self) -> None:
+        """The file could be read, so it is not refused. Whether it can be written, the next commit tells."""
+        for limiter, error in list(self._faults.items()):
+            if limiter is not self._writing or isinstance(error, StoreRefusedError):
+                del self._faults[limiter]
+
     def _note_fault(self, limiter: trio.CapacityLimiter, error: StoreError) -> None:
         is_news = limiter not in self._faults
-        self._faults[limiter] = str(error)
+        self._faults[limiter] = error
         if is_news:
             self._tell()  # so that watches do not sleep through it
 

@@ -116,7 +116,9 @@ class StoreFile:
         self._store_id = ""  # of the content that is known
         self._revision = 0  # the highest ever seen
         self._notices: dict[str, float] = {}  # what happened to the file -> when, in monotonic seconds
-        self._refused: tuple[_Identity, float, str] | None = None  # which files, when (monotonic), why
+        self._refused: tuple[tuple[int, int] | None, float, str] | None = (
+            None  # which file, when (monotonic), why
+        )
 
     def open(self) -> None:
         """Open it, or make it. Raises StoreRefusedError, StoreUnavailableError."""
@@ -255,16 +257,19 @@ class StoreFile:
             found = _identity(self.path)
             if is_open and found == self._identity:
                 return  # another thread was faster
-            if self._refused is not None and self._refused[0] == found:
+            if self._refused is not None and self._refused[0] == found.database:
                 _, at, why = self._refused
                 if time.monotonic() - at < REFUSAL_SECONDS:
                     raise StoreRefusedError(why)
-            self._save()
+            try:
+                self._leave_former()
+            except OSError as error:
+                raise _cannot_be_opened(self.path, error) from error
             self._close_lines()
             try:
                 self._open()
             except StoreRefusedError as error:
-                self._refused = (found, time.monotonic(), str(error))
+                self._refused = (found.database, time.monotonic(), str(error))
                 raise
 
     def _open(self) -> None:
@@ -275,7 +280,7 @@ class StoreFile:
             raise _translated(error, self.path) from error
         except OSError as error:
             self._close_lines()
-            raise StoreUnavailableError(f"{self.path} cannot be opened: {error.strerror or error}") from error
+            raise _cannot_be_opened(self.path, error) from error
         except BaseException:
             self._close_lines()
             raise
@@ -380,8 +385,7 @@ class StoreFile:
     def _keep_copy(self, connection: sqlite3.Connection, version: int) -> None:
         copy_path = _beside(self.path, f".v{version}.bak")
         unfinished_path = _beside(self.path, f".v{version}.bak.{os.getpid()}")
-        with suppress(FileNotFoundError):
-            os.unlink(unfinished_path)
+        _unlink(unfinished_path)
         os.close(os.open(unfinished_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         copy = sqlite3.connect(unfinished_path)
         try:
@@ -402,17 +406,22 @@ class StoreFile:
         writer.execute("COMMIT")
         return head
 
-    def _save(self) -> None:
-        """Before closing: take what can still be had through the open connections."""
+    def _leave_former(self) -> None:
+        """Before the connections are closed: take what can still be had through them, and take away what is theirs."""
         connection = self.writer.connection
-        if connection is None:
-            return
+        if connection is None or self._identity is None:
+            return  # closed, or written over in place: what its WAL has does not belong to what is in the file
         with suppress(sqlite3.Error):  # it may be damaged, or gone
             self._saw(read_head(connection).revision)
+            # Into the file that is open, wherever it is now: it is whole then without its WAL.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         found = _identity(self.path)
-        if self._identity is not None and found.database == self._identity.database:
-            with suppress(sqlite3.Error):  # only the WAL is another: what we hold of it belongs into the file
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if found.database != self._identity.database and found.wal == self._identity.wal:
+            with _folder_lock(self.path.parent):
+                # SQLite would replay the former file's WAL into the new one. A WAL with another inode is the new one's.
+                if _inode(_beside(self.path, "-wal")) == self._identity.wal:
+                    for suffix in ("-wal", "-shm"):
+                        _unlink(_beside(self.path, suffix))
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -510,6 +519,11 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def _unlink(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def _make_if_missing(path: Path) -> None:
     """Make an empty file, for its owner only, unless there is one."""
     try:
@@ -530,8 +544,7 @@ def _make_if_missing(path: Path) -> None:
             size = os.stat(path).st_size
         except FileNotFoundError:
             for suffix in ("-wal", "-shm", "-journal"):
-                with suppress(FileNotFoundError):
-                    os.unlink(_beside(path, suffix))
+                _unlink(_beside(path, suffix))
             # No connection of this process can have locks on a file that is new, so it may be closed.
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             return
@@ -573,6 +586,10 @@ def _damaged(path: Path, how: str) -> StoreRefusedError:
     return StoreRefusedError(
         f"{path} is damaged ({how}): restore it from a backup, or move it and its -wal away, and a new one is made"
     )
+
+
+def _cannot_be_opened(path: Path, error: OSError) -> StoreUnavailableError:
+    return StoreUnavailableError(f"{path} cannot be opened: {error.strerror or error}")
 
 
 def _code_name(error: sqlite3.Error) -> str:

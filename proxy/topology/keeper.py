@@ -118,9 +118,7 @@ class Keeper:
         self._look_began = 0.0  # trio time
         self._adopted_look = 0  # the newest of this proxy's looks whose view was adopted
         self._is_troubled = False
-        self._is_migrating = (
-            False  # a migration has begun and not ended, be a slot of it open just now or not
-        )
+        self._is_unsettled = False  # a migration has not ended, or a node is about to count as lost
         self._touched_at = 0.0  # trio time
         # What the store says:
         self._health = StoreHealth(store.name)
@@ -217,7 +215,7 @@ class Keeper:
             if self._must_look():
                 self.topology.take_wanted()
                 await self._look()
-                if self._is_troubled or self._is_migrating or self.topology.view.migrations:
+                if self._is_troubled or self._is_unsettled or self.topology.view.migrations:
                     seconds = min(BUSY_SECONDS, self.refresh_seconds)
             elif self.topology.wanted.is_set():
                 self.topology.take_wanted()
@@ -297,7 +295,7 @@ class Keeper:
             with trio.fail_after(RECORD_SECONDS):
                 made = await self.recorder.record(observation, self._look_count, self._leadership)
                 self.anomalies = made.anomalies
-                self._is_migrating = bool(made.timeline.migrations)
+                self._is_unsettled = bool(made.timeline.migrations or made.timeline.doubted)
                 while self.recorder.number > self.recorded.number:
                     await self._followed.wait()
                 if trio.current_time() - self._touched_at > TOUCH_SECONDS:

@@ -26,6 +26,7 @@ from proxy.store.interface import (
     Change,
     CompactedError,
     ConflictError,
+    Delete,
     Entry,
     Expect,
     LeaseExpiredError,
@@ -63,7 +64,7 @@ async def running(sqlite_store: SqliteStore) -> AsyncIterator[SqliteStore]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(3):
+    with trio.fail_after(10):
         while not condition():
             await trio.sleep(0.01)
 
@@ -238,6 +239,7 @@ async def test_any_flipped_byte(tmp_path: Path) -> None:
     held = await filled(path)
     good = path.read_bytes()
     refused = 0
+    told: list[tuple[str, list[str]]] = []
     for _ in range(40):
         spoiled = bytearray(good)
         place = dice.randrange(len(spoiled))
@@ -259,10 +261,12 @@ async def test_any_flipped_byte(tmp_path: Path) -> None:
                 assert held[change.key] == change.value
         except StoreRefusedError as error:
             refused += 1
-            assert str(error) in store.problems()
+            told.append((str(error), store.problems()))
         finally:
             await store.aclose()
     assert refused > 0
+    for problem, problems in told:
+        assert problem in problems
 
 
 async def test_an_older_version_is_brought_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +439,7 @@ async def test_deleted(running: SqliteStore, clock: Clock) -> None:
     for each in path.parent.iterdir():
         if not each.name.endswith("-wal"):  # an old -wal is left behind
             each.unlink()
-    with trio.fail_after(2), pytest.raises(CompactedError):
+    with trio.fail_after(10), pytest.raises(CompactedError):
         await watch.next_batch()
     assert "was deleted or replaced while it was in use" in running.problems()[0]
     assert await running.get("a") is None
@@ -474,7 +478,7 @@ async def test_deleted_with_several_processes(running: SqliteStore) -> None:
 
 
 async def test_replaced_by_an_older_copy(running: SqliteStore, tmp_path: Path) -> None:
-    """A restored backup counts from then on; revisions of the lost part mean nothing in it, not even to other processes."""
+    """A restored backup counts from then on; revisions of the lost part mean nothing in it, for no process."""
     path, copy = Path(running.name), tmp_path / "copy.db"
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
@@ -489,7 +493,7 @@ async def test_replaced_by_an_older_copy(running: SqliteStore, tmp_path: Path) -
     revision = await running.commit([Put("a", b"3")], [Expect("a", 1)])
     assert revision > 2
     for each in (watch, others_watch):
-        with trio.fail_after(2), pytest.raises(CompactedError):
+        with trio.fail_after(10), pytest.raises(CompactedError):
             await each.next_batch()
     assert await other.get("a") == Entry("a", b"3", revision)
     for store in (running, other):
@@ -505,7 +509,7 @@ async def test_replaced_by_another_store_that_is_further(running: SqliteStore, t
     await other.aclose()
     watch = running.watch("", 1)
     os.replace(tmp_path / "other.db", running.name)
-    with trio.fail_after(2), pytest.raises(CompactedError):
+    with trio.fail_after(10), pytest.raises(CompactedError):
         await watch.next_batch()
     assert (await running.read("a", "z", limit=9))[0].value == b"other 9"
     assert "was deleted or replaced" in running.problems()[0]
@@ -521,7 +525,7 @@ async def test_replaced_by_rubbish(running: SqliteStore, tmp_path: Path) -> None
     before = sums(path)[0]
     watch = running.watch("", 2)
     for refused in (running.get("a"), running.commit([Put("a", b"3")]), watch.next_batch()):
-        with pytest.raises(StoreRefusedError, match="damaged.*: restore it"):
+        with pytest.raises(StoreRefusedError, match=r"damaged.*: restore it"):
             await refused
     await until(lambda: "damaged" in "".join(running.problems()))
     await trio.sleep(0.12)
@@ -591,7 +595,7 @@ async def test_other_processes_are_noticed(running: SqliteStore) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
-        with trio.fail_after(2):
+        with trio.fail_after(10):
             assert (await watch.next_batch()).changes == (Change(2, "c", b""),)
     assert trio.current_time() - started < 1.0
     await other.aclose()
@@ -628,30 +632,42 @@ async def test_a_disk_that_hangs_holds_back_the_store_alone(running: SqliteStore
     connection = running._file.writer.connection
     assert connection is not None
     hang_seconds = 0.5
-    connection.set_trace_callback(lambda statement: time.sleep(hang_seconds if statement == "COMMIT" else 0))
+    hangs = True
+
+    def on_statement(statement: str) -> None:
+        if hangs and statement == "COMMIT":
+            time.sleep(hang_seconds)
+
+    connection.set_trace_callback(on_statement)
     started = time.monotonic()
     for _ in range(5):
         with trio.move_on_after(0.02):
             await running.commit([Put("a", b"2")])
     assert await running.get("b") == Entry("b", b"1", 1)
     assert time.monotonic() - started < hang_seconds
-    connection.set_trace_callback(None)
+    hangs = False
     assert await running.commit([Put("a", b"3")]) == 3
     assert time.monotonic() - started > hang_seconds * 0.9
 
 
-async def test_the_wal_stays_short(running: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_wal_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is moved into the file beside the commits, and no commit has to do it."""
     monkeypatch.setattr(sqlite_file, "WAL_BYTES", 500_000)
     monkeypatch.setattr(sqlite, "CHECKPOINT_SECONDS", 0.02)
-    path = Path(running.name)
-    for number in range(100):
-        await running.commit([Put("a", bytes(50_000) + b"%d" % number)])
-        await trio.sleep(0.002)
-    await trio.sleep(0.05)
-    await running.commit([Put("a", b"end")])
-    assert wal(path).stat().st_size < 3_000_000
-    assert path.stat().st_size > 4_000_000
+    path = tmp_path / "store.db"
+    store = await open_store(path)
+    for number in range(40):
+        await store.commit([Put("a", bytes(50_000) + b"%d" % number)])
+    assert wal(path).stat().st_size > 2_000_000
+    assert path.stat().st_size < 100_000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        await until(lambda: path.stat().st_size > 2_000_000)
+        await trio.sleep(0.02)
+        await store.commit([Put("a", b"end")])
+        assert wal(path).stat().st_size <= 500_000
+        nursery.cancel_scope.cancel()
+    await store.aclose()
 
 
 async def test_compaction_lets_commits_through(running: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,7 +687,8 @@ async def test_compaction_lets_commits_through(running: SqliteStore, monkeypatch
         await running.compact(latest - 1)
         nursery.cancel_scope.cancel()
     assert len(committed) > 20
-    with trio.move_on_after(0.005):
+    monkeypatch.setattr(sqlite, "SWEEP_ROWS", 100)
+    with trio.move_on_after(0.001):
         await running.compact(latest + 15)
 
     def rows() -> int:
@@ -684,3 +701,5 @@ async def test_compaction_lets_commits_through(running: SqliteStore, monkeypatch
 
     await until(lambda: rows() == 0)
     assert len(await running.read("n/", "n0", limit=99)) == 50
+    await running.commit([Put("n/0", b"new"), Delete("n/1")])
+    assert rows() == 0  # what was replaced goes at once where no sweep comes by again

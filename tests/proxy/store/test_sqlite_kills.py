@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -31,11 +32,8 @@ async def kill_a_writer(path: Path, name: str, dice: random.Random) -> list[tupl
     command = [sys.executable, "-m", "tests.proxy.store.writer", str(path), name, str(dice.randrange(2**32))]
     lines = b""
     async with trio.open_nursery() as nursery:
-        process = await nursery.start(
-            lambda task_status: trio.run_process(
-                [*command, *dies_after], stdout=subprocess.PIPE, check=False, task_status=task_status
-            )
-        )
+        run = partial(trio.run_process, [*command, *dies_after], stdout=subprocess.PIPE, check=False)
+        process = await nursery.start(run)
         lines += await process.stdout.receive_some()
         with trio.move_on_after(dice.uniform(0.0, 0.5)):
             async for chunk in process.stdout:

@@ -122,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         async def bounded() -> T:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 return await work()
 
         return self.loop.run(bounded)
