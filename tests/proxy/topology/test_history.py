@@ -186,6 +186,7 @@ def test_pages_joined_are_all_events_that_match(
         assert await history.first_number() == first
         is_missing = after + 1 < first
         assert pages[0].missing_before == (first if is_missing else None)
+        assert all(len(page.events) <= limit for page in pages)
         assert all(page.missing_before is None for page in pages[1:])
         assert pages[-1].next_after == max(after, len(events))
         for before, page in pairwise(pages):
