@@ -1,4 +1,4 @@
-"""The quick form of ``tests.bench.large``: generous marks, and the fastest of some rounds, so that noise fails nothing."""
+"""The quick form of ``tests.bench.large``: generous marks, the fastest of some rounds: noise fails nothing."""
 
 from __future__ import annotations
 

@@ -221,41 +221,42 @@ async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
     from proxy.embedded.cluster import running_cluster
 
     file = tmp_path / "topology.sqlite"
-    async with running_cluster(engine_named("redis-7.0")) as cluster, a_proxy(cluster, file) as first:
-        async with a_proxy(cluster, file) as second:
-            follower = Watched(cluster, second, file)
-            discoverers = {(await follower.get("/v1/topology"))["record"]["discoverer"]}
-            leader = Watched(cluster, first, file)
-            discoverers.add((await leader.get("/v1/topology"))["record"]["discoverer"])
-            (discoverer,) = discoverers
-            source, target, _ = cluster.primaries
-            await move_slots_with_cli(cluster, source, target, 4)
-            assert _slots(await follower.wait_event("migration_completed")) == [0, 1, 2, 3]
-            shards = [(await seen.get("/v1/topology"))["shards"] for seen in (leader, follower)]
-            assert shards[0] == shards[1]
-            pid = int(discoverer.split("-")[-2])
-            subprocess.run(
-                ["kill", "-STOP", str(pid)], check=True
-            )  # worse than its death: it holds its connections
-            try:
-                with trio.fail_after(10):
-                    while (await follower.get("/v1/topology"))["record"]["discoverer"] in (None, discoverer):
-                        await trio.sleep(0.1)
-                await move_slots_with_cli(cluster, target, source, 4)
-                with trio.fail_after(10):
-                    while len(await follower.events("migration_completed")) < 2:
-                        await trio.sleep(0.1)
-            finally:
-                subprocess.run(["kill", "-CONT", str(pid)], check=True)
-            await trio.sleep(1.0)
-            change = (await leader.events("discoverer_changed"))[-1]
-            assert change["evidence"]["former"] == discoverer
-            assert change["evidence"]["former_said_so"] is False
-            numbers = [event["number"] for event in await leader.events()]
-            assert numbers == list(range(1, len(numbers) + 1))
-            assert (await leader.get("/v1/topology"))["shards"] == (await follower.get("/v1/topology"))[
-                "shards"
-            ]
+    async with (
+        running_cluster(engine_named("redis-7.0")) as cluster,
+        a_proxy(cluster, file) as first,
+        a_proxy(cluster, file) as second,
+    ):
+        follower = Watched(cluster, second, file)
+        discoverers = {(await follower.get("/v1/topology"))["record"]["discoverer"]}
+        leader = Watched(cluster, first, file)
+        discoverers.add((await leader.get("/v1/topology"))["record"]["discoverer"])
+        (discoverer,) = discoverers
+        source, target, _ = cluster.primaries
+        await move_slots_with_cli(cluster, source, target, 4)
+        assert _slots(await follower.wait_event("migration_completed")) == [0, 1, 2, 3]
+        shards = [(await seen.get("/v1/topology"))["shards"] for seen in (leader, follower)]
+        assert shards[0] == shards[1]
+        pid = int(discoverer.split("-")[-2])
+        subprocess.run(
+            ["kill", "-STOP", str(pid)], check=True
+        )  # worse than its death: it holds its connections
+        try:
+            with trio.fail_after(10):
+                while (await follower.get("/v1/topology"))["record"]["discoverer"] in (None, discoverer):
+                    await trio.sleep(0.1)
+            await move_slots_with_cli(cluster, target, source, 4)
+            with trio.fail_after(10):
+                while len(await follower.events("migration_completed")) < 2:
+                    await trio.sleep(0.1)
+        finally:
+            subprocess.run(["kill", "-CONT", str(pid)], check=True)
+        await trio.sleep(1.0)
+        change = (await leader.events("discoverer_changed"))[-1]
+        assert change["evidence"]["former"] == discoverer
+        assert change["evidence"]["former_said_so"] is False
+        numbers = [event["number"] for event in await leader.events()]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert (await leader.get("/v1/topology"))["shards"] == (await follower.get("/v1/topology"))["shards"]
 
 
 def _unix(event: Event) -> float:

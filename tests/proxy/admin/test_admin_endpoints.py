@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 from proxy.admin.endpoints import AdminState, facts_of_view, routes
 from proxy.admin.http import ProblemError, Request, Response
 from proxy.metrics import Family, Metrics, MetricType, Sample
+from proxy.topology.keeper import Recorded
+from routing.anomalies import Anomaly, AnomalyKind
 from routing.slot import SLOT_COUNT
 from routing.topology import (
     EMPTY_VIEW,
@@ -40,6 +42,10 @@ STATE = AdminState(
     readiness=list,
     warnings=list,
     registry=CollectorRegistry(),
+    recorded=lambda: Recorded(7, 1_800_000_000.0, "one", 1_800_000_000.5),
+    anomalies=lambda: (
+        Anomaly(AnomalyKind.SHARD_WITHOUT_REPLICA, "alone", (B.id,), since=1_800_000_000.0, subject=B.id),
+    ),
 )
 
 
@@ -140,6 +146,23 @@ async def test_the_topology_view_is_told_whole() -> None:
         ],
         "unowned_count": SLOT_COUNT - 151,
         "unowned_slot_ranges": [[151, 16383]],
+        "anomalies": [
+            {
+                "kind": "shard_without_replica",
+                "subject": B.id,
+                "message": "alone",
+                "nodes": [B.id],
+                "slot_ranges": [],
+                "evidence": {},
+                "since": "2027-01-15T08:00:00.000Z",
+            }
+        ],
+        "record": {
+            "version": 7,
+            "recorded_at": "2027-01-15T08:00:00.000Z",
+            "discoverer": "one",
+            "looked_at": "2027-01-15T08:00:00.500Z",
+        },
     }
     assert facts_of_view(VIEW, None)["seen_at"] is None
 
