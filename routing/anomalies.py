@@ -154,11 +154,8 @@ def _common(ours: Iterable[SlotRange], theirs: Sequence[SlotRange]) -> Iterable[
                 yield max(low, first), min(high, last)
 
 
-_CERTAIN = (AnomalyKind.UNCOVERED_SLOTS, AnomalyKind.STUCK_MIGRATION)  # no gossip on its way looks like these
-
-
 def _lasting(kind: AnomalyKind, lasting_seconds: float) -> float:
-    return 0.0 if kind in _CERTAIN else lasting_seconds
+    return 0.0 if kind is AnomalyKind.UNCOVERED_SLOTS else lasting_seconds
 
 
 def _event(kind: EventKind, anomaly: Anomaly, at: float, epoch: int, message: str) -> Event:

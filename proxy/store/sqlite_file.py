@@ -365,7 +365,7 @@ class StoreFile:
         """All steps in one transaction; a copy of the file as it was stays beside it."""
         connection = self._connect("rw")
         try:
-            if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            if _switch_to_wal(connection) != ("wal",):
                 raise StoreUnavailableError(
                     f"the file system of {self.path} has no shared memory: name a file on a local disk"
                 )
@@ -575,6 +575,18 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 
 
 # -- errors
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> object:
+    """Waits for others itself: for this, SQLite does not."""
+    gives_up_at = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if not _code_name(error).startswith("SQLITE_BUSY") or time.monotonic() > gives_up_at:
+                raise
+            time.sleep(0.01)
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

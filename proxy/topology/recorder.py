@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from proxy.log import get_logger
 from proxy.store.interface import ABSENT, ConflictError, Expect, Operation, Put, TopologyStore
 from proxy.store.records import (
     DISCOVERER,
@@ -47,6 +48,8 @@ from routing.timeline import Advance, Event, EventKind, Observation, Plain, Time
 from routing.topology import EMPTY_VIEW
 
 MICROSECONDS = 1_000_000
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,8 @@ class Recorder:
                     next_head = _at(next_head, operations, revision)
                     self.records_total += 1
                     self.events_total += len(events)
+                    for event in events:
+                        log.info("cluster_event", kind=event.kind, message=event.message)
                     if next_head.view is not None:
                         self._views.remember(next_head.view)
             except ConflictError as conflict:

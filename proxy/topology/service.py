@@ -73,27 +73,29 @@ class Topology:
 
     def adopt(self, view: TopologyView, began: float) -> None:
         """Take a view over. What a MOVED said after ``began``, a trio time, is newer than the view, and stays."""
-        view = replace(view, revision=self.view.revision)
-        view = with_all_moved(view, self.moved_since(began))
-        view = replace(view, revision=self.view.revision)
-        if view != self.view:
-            self._set(replace(view, revision=view.revision + 1))
+        if moved := self.moved_since(began):
+            view = with_all_moved(view, moved)
+        if not _is_same(view, self.view):
+            self._set(replace(view, revision=self.view.revision + 1))
 
     def _set(self, view: TopologyView) -> None:
         old = self.view
         if view is old:
             return
         self.view = view
-        log.info(
-            "view_changed",
-            revision=view.revision,
-            epoch=view.epoch,
-            shards=len(view.shards),
-            unowned_slots=view.unowned_count,
-            migrating_slots=sum(len(migration.slots) for migration in view.migrations),
-        )
+        log.debug("view_changed", revision=view.revision, epoch=view.epoch, shards=len(view.shards))
         for subscriber in list(self._subscribers):
             if subscriber in self._subscribers:
                 subscriber(old, view)
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _is_same(some: TopologyView, other: TopologyView) -> bool:
+    """Whether two views say the same, whichever was seen first."""
+    return (
+        some.epoch == other.epoch
+        and some.migrations == other.migrations
+        and some.shard_of_slot == other.shard_of_slot
+        and some.shards == other.shards
+    )

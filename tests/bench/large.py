@@ -231,7 +231,7 @@ class Plane:
     def __init__(self, nursery: trio.Nursery, view: TopologyView) -> None:
         self.hub = QuietHub()
         dialer = QuietDialer(self.hub, "", "", 1.0, 1 << 26)
-        self.topology = Topology(dialer, (), 1.0)
+        self.topology = Topology()
         self.nodes = Nodes(dialer, nursery, 5.0)
         self.exchange = Exchange(
             self.hub,
@@ -245,7 +245,7 @@ class Plane:
         self.exchange.routes.use(3)
         self.server = Server(Settings(), self.topology)
         self.client = self.new_client()
-        self.topology._set_view(view)
+        self.topology.adopt(view, trio.current_time())
 
     def new_client(self) -> ClientConnection:
         client = ClientConnection(self.server, self.exchange, FakeTransport(), "peer", "local")
@@ -343,11 +343,13 @@ async def swaps(view: TopologyView, rounds: int) -> dict[str, list[float]]:
             for kind, change in CHANGES.items():
                 plane.owe()
                 changed = again(change(plane.topology.view), plane.topology.view)
-                found[kind].append(milliseconds(partial(plane.topology._set_view, changed))[0])
-                assert plane.topology.view is changed
+                found[kind].append(
+                    milliseconds(partial(plane.topology.adopt, changed, trio.current_time()))[0]
+                )
+                assert plane.topology.view.shard_of_slot is changed.shard_of_slot
                 plane.forget_requests()
                 await plane.connect()
-                plane.topology._set_view(again(view))
+                plane.topology.adopt(again(view), trio.current_time())
                 await plane.connect()
         gc.unfreeze()
     return found
