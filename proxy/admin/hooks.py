@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 
+from proxy.admin.acts import content_of, operator_of
 from proxy.admin.http import ProblemError, Request, Response, Route
 from proxy.hooks.records import DeadLetter, ask_for_retry, read_letters, read_position, remove_letter
 from proxy.settings import HookSettings
@@ -40,15 +41,17 @@ def routes(store: TopologyStore, hooks: Iterable[HookSettings]) -> list[Route]:
 
     async def retry(request: Request) -> Response:
         request.refuse_query()
+        operator = operator_of(request)
+        content_of(request, ())
         hook, number = _hook_of(request), _number_of(request)
-        if not await ask_for_retry(store, hook.name, number, time.time()):
+        if not await ask_for_retry(store, hook.name, number, time.time(), operator):
             raise _no_letter(hook, number)
         return Response.of_json({"hook": hook.name, "event_number": number}, HTTPStatus.ACCEPTED)
 
     async def remove(request: Request) -> Response:
         request.refuse_query()
         hook, number = _hook_of(request), _number_of(request)
-        if not await remove_letter(store, hook.name, number):
+        if not await remove_letter(store, hook.name, number, time.time(), operator_of(request)):
             raise _no_letter(hook, number)
         return Response.of_json({"hook": hook.name, "event_number": number})
 

@@ -107,7 +107,16 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
     if facts["unowned_count"]:
         ranges = _shown_ranges(facts["unowned_slot_ranges"])
         shown.append(Text(f"{facts['unowned_count']} slots have no owner: {ranges}", style="bold red"))
+    shown.extend(Text(anomaly["message"], style="bold red") for anomaly in facts.get("anomalies", ()))
+    if (record := facts.get("record")) is not None:
+        shown.append(Text(_record_text(record)))
     return shown
+
+
+def _record_text(record: dict[str, Any]) -> str:
+    if record["version"] is None:
+        return "nothing is recorded yet"
+    return f"recorded as version {record['version']}; {record['discoverer'] or 'nobody'} looks at the cluster"
 
 
 def _title_of(facts: dict[str, Any]) -> str:

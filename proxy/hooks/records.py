@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 from proxy.store.interface import Delete, Entry, Expect, Put, StoreRefusedError, TopologyStore, prefix_range
 from proxy.store.records import DEAD_LETTERS, HOOKS, numbered, pack, unpack
+from proxy.topology.audit import Act, Operator, commit_audited
+from routing.events import Plain
 from routing.hook_delivery import HookPosition
 
 DEAD_LETTERS_MAX = (
@@ -93,23 +95,40 @@ async def read_letters(store: TopologyStore, name: str) -> list[DeadLetter]:
     return [unpack_letter(entry) for entry in entries]
 
 
-async def ask_for_retry(store: TopologyStore, name: str, number: int, now: float) -> bool:
+async def ask_for_retry(store: TopologyStore, name: str, number: int, now: float, operator: Operator) -> bool:
     """Ask the hook's runner, wherever it runs, for one more attempt. False if there is no such dead letter.
 
-    Raises ConflictError if it changed just now.
+    An operator's act: it goes into the audit log. Raises ConflictError if the letter changed just now.
     """
     entry = await store.get(letter_key(name, number))
     if entry is None:
         return False
-    letter = replace(unpack_letter(entry), retry_asked_at=now)
-    await store.commit([Put(entry.key, pack_letter(letter))], [Expect(entry.key, entry.revision)])
+    letter = unpack_letter(entry)
+    asked = replace(letter, retry_asked_at=now)
+    act = Act("hook_retry", operator, now, _facts_of(name, letter), _facts_of(name, asked))
+    await commit_audited(
+        store, act, [Put(entry.key, pack_letter(asked))], [Expect(entry.key, entry.revision)]
+    )
     return True
 
 
-async def remove_letter(store: TopologyStore, name: str, number: int) -> bool:
-    """Forget a dead letter. False if there is none. Raises ConflictError if it changed just now."""
+async def remove_letter(store: TopologyStore, name: str, number: int, now: float, operator: Operator) -> bool:
+    """Forget a dead letter. False if there is none.
+
+    An operator's act: it goes into the audit log. Raises ConflictError if the letter changed just now.
+    """
     entry = await store.get(letter_key(name, number))
     if entry is None:
         return False
-    await store.commit([Delete(entry.key)], [Expect(entry.key, entry.revision)])
+    act = Act("hook_remove", operator, now, _facts_of(name, unpack_letter(entry)), None)
+    await commit_audited(store, act, [Delete(entry.key)], [Expect(entry.key, entry.revision)])
     return True
+
+
+def _facts_of(name: str, letter: DeadLetter) -> dict[str, Plain]:
+    return {
+        "hook": name,
+        "event_number": letter.number,
+        "attempts": letter.attempts,
+        "retry_asked_at": letter.retry_asked_at,
+    }

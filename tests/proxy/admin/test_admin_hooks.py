@@ -12,6 +12,7 @@ from proxy.hooks.records import DeadLetter, letter_key, pack_letter, pack_positi
 from proxy.settings import HookSettings
 from proxy.store.interface import Put
 from proxy.store.memory import MemoryStore
+from proxy.topology.audit import read_page
 from routing.hook_delivery import HookPosition
 
 HOOKS = (
@@ -24,7 +25,8 @@ async def ask(store: MemoryStore, method: str, path: str) -> tuple[int, dict[str
     table = RouteTable(routes(store, HOOKS))
     match = table.find(path)
     assert match is not None
-    request = Request(method, path, {}, {}, parameters=match.parameters)
+    headers = {"content-type": "application/json"} if method == "POST" else {}
+    request = Request(method, path, {}, headers, b"{}", match.parameters)
     try:
         response = await table.handler_of(match, request)(request)
     except ProblemError as problem:
@@ -67,6 +69,7 @@ async def test_a_dead_letter_is_listed_retried_and_removed() -> None:
         }
     ]
     assert (await ask(store, "POST", f"{path}/5/retry"))[0] == 202
+    assert [record.act for record in (await read_page(store, 1, 9)).records] == ["hook_retry"]
     assert (await read_letters(store, "pager"))[0].retry_asked_at is not None
     assert (await ask(store, "DELETE", f"{path}/5"))[0] == 200
     assert await read_letters(store, "pager") == []

@@ -28,9 +28,11 @@ from proxy.store.interface import Expect, Operation, Put, StoreUnavailableError,
 from proxy.store.memory import MemoryStore
 from proxy.store.records import HOOKS
 from proxy.topology.append import append_events
+from proxy.topology.audit import Operator
 from proxy.topology.history import History
 from routing.timeline import Event, EventKind
 
+SOMEBODY = Operator("somebody", "here")
 PAGER = HookSettings(name="pager", command=("page",), attempts_max=4)
 MAIL = HookSettings(name="mail", url="http://mail.example/", attempts_max=2)
 
@@ -243,15 +245,15 @@ async def test_an_operator_may_ask_for_another_attempt(autojump_clock: MockClock
         await trio.sleep(5)
         keys = set(target.keys)
         target.fails = lambda hook, number, attempts: number == 2
-        assert await ask_for_retry(store, "pager", 1, trio.current_time())
-        assert await ask_for_retry(store, "pager", 2, trio.current_time())
-        assert not await ask_for_retry(store, "pager", 3, trio.current_time())
+        assert await ask_for_retry(store, "pager", 1, trio.current_time(), SOMEBODY)
+        assert await ask_for_retry(store, "pager", 2, trio.current_time(), SOMEBODY)
+        assert not await ask_for_retry(store, "pager", 3, trio.current_time(), SOMEBODY)
         await trio.sleep(1)
         assert target.keys == keys
         [letter] = await read_letters(store, "pager")
         assert (letter.number, letter.attempts, letter.retry_asked_at) == (2, 2, None)
     target.fails = lambda hook, number, attempts: False
-    assert await ask_for_retry(store, "pager", 2, trio.current_time())
+    assert await ask_for_retry(store, "pager", 2, trio.current_time(), SOMEBODY)
     async with running(runner):
         await trio.sleep(1)
     assert await read_letters(store, "pager") == []
@@ -284,7 +286,7 @@ async def test_problems_and_samples_tell_how_hooks_fare(autojump_clock: MockCloc
         await trio.sleep(0.1)
         assert len(runner.problems()) == 1
         assert count("dead_letters_kept") == 1
-        assert await remove_letter(store, "pager", 1)
+        assert await remove_letter(store, "pager", 1, trio.current_time(), SOMEBODY)
         await trio.sleep(0.1)
         assert runner.problems() == []
         assert count("failing") == count("dead_letters_kept") == 0
