@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import trio
 
-from proxy.admin import audit, endpoints, events, hooks
+from proxy.admin import audit, endpoints, events, hooks, replicas
 from proxy.admin import mode as mode_endpoint
 from proxy.admin import settings as settings_endpoint
 from proxy.admin.endpoints import AdminState
@@ -281,6 +281,7 @@ class Proxy:
         table = [
             *endpoints.routes(state),
             *events.routes(self.history),
+            *replicas.routes(self.history),
             *mode_endpoint.routes(self.mode),
             *audit.routes(self.store),
             *hooks.routes(self.store, self.settings.hooks),

@@ -146,6 +146,7 @@ def _facts_of_record(recorded: Recorded) -> dict[str, object]:
         "recorded_at": None if recorded.at is None else rfc3339(recorded.at),
         "discoverer": recorded.discoverer or None,
         "looked_at": None if recorded.looked_at is None else rfc3339(recorded.looked_at),
+        "proxies": list(recorded.proxies),
     }
 
 

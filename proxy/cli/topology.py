@@ -116,7 +116,9 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
 def _record_text(record: dict[str, Any]) -> str:
     if record["version"] is None:
         return "nothing is recorded yet"
-    return f"recorded as version {record['version']}; {record['discoverer'] or 'nobody'} looks at the cluster"
+    looks = f"{record['discoverer'] or 'nobody'} looks at the cluster"
+    others = len(record["proxies"]) - 1
+    return f"recorded as version {record['version']}; {looks}{f' for {others} more' if others > 0 else ''}"
 
 
 def _title_of(facts: dict[str, Any]) -> str:

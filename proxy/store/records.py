@@ -42,7 +42,9 @@ from routing.audit import AuditHead, AuditRecord, Damaged, facts_of_record, reco
 from routing.events import Event, EventKind
 from routing.migrations import Job, MigrationRecord, Stage, StageEntry
 from routing.mode import RoutingMode
+from routing.replicas import ReplicaRecord, ReplicaState
 from routing.slot import SLOT_COUNT
+from routing.snapshot import Floor, SnapshotRecord, SnapshotState
 from routing.timeline import Lost, Timeline
 from routing.topology import UNOWNED, Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
 
@@ -527,3 +529,64 @@ def unpack_audit_head(value: bytes) -> AuditHead:
         case [int(number), str(hash_)]:
             return AuditHead(number, hash_)
     raise StoreRefusedError(f"the store's audit head is damaged: {content!r} is no number and hash")
+
+
+# -- replicas and snapshots
+
+
+def pack_replica(record: ReplicaRecord) -> bytes:
+    return pack(
+        [
+            record.node_id,
+            list(record.address),
+            record.primary_id,
+            record.state.value,
+            record.since,
+            record.replid,
+            record.offset,
+        ]
+    )
+
+
+def unpack_replica(value: bytes) -> ReplicaRecord:
+    """Raises StoreRefusedError."""
+    try:
+        node_id, (host, port), primary_id, state, since, replid, offset = unpack(value, "replica")
+        return ReplicaRecord(
+            node_id, Address(host, port), primary_id, ReplicaState(state), since, replid, offset
+        )
+    except (ValueError, TypeError) as error:
+        raise StoreRefusedError(f"a replica in the store is damaged: {error!r}") from error
+
+
+def pack_snapshot(record: SnapshotRecord) -> bytes:
+    return pack(
+        [
+            record.id,
+            record.state.value,
+            record.opened_at,
+            record.name,
+            record.expires_at,
+            record.epoch,
+            {node_id: [floor.replid, floor.offset] for node_id, floor in record.floors.items()},
+            record.reason,
+        ]
+    )
+
+
+def unpack_snapshot(value: bytes) -> SnapshotRecord:
+    """Raises StoreRefusedError."""
+    try:
+        number, state, opened_at, name, expires_at, epoch, floors, reason = unpack(value, "snapshot")
+        return SnapshotRecord(
+            number,
+            SnapshotState(state),
+            opened_at,
+            name,
+            expires_at,
+            epoch,
+            {node_id: Floor(replid, offset) for node_id, (replid, offset) in floors.items()},
+            reason,
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoreRefusedError(f"a snapshot in the store is damaged: {error!r}") from error

@@ -18,6 +18,7 @@ from proxy.store.records import (
     EVENT_HEAD,
     EVENTS,
     MIGRATIONS,
+    REPLICAS,
     VIEW,
     VIEWS,
     VIEWS_BY_EPOCH,
@@ -29,14 +30,17 @@ from proxy.store.records import (
     numbered,
     unpack,
     unpack_event,
+    unpack_replica,
 )
 from proxy.topology.views import ViewReader
 from routing.events import Event, EventFilter
 from routing.migrations import MigrationRecord
+from routing.replicas import ReplicaRecord
 
 SCAN_EVENTS_MAX = 20_000  # of one call: some 0.2 s of work, in slices
 READ_EVENTS = 256  # of one read of the store
 READ_MIGRATIONS = 64
+REPLICAS_MAX = 10_000
 DECODE_SECONDS = 0.001  # then other tasks get their turn; tested in tests/proxy/topology/test_history.py
 NUMBER_MAX = 10**16 - 2  # the last that a key's digits have room for, with one to follow
 
@@ -110,6 +114,13 @@ class History:
         while len(found) < limit and (record := await self._views.version(newest - len(found))) is not None:
             found.append(record)
         return found
+
+    # -- the replicas
+
+    async def replicas(self) -> list[ReplicaRecord]:
+        """How each replica fares, by node id."""
+        entries = await self._store.read(*prefix_range(REPLICAS), limit=REPLICAS_MAX)
+        return [unpack_replica(entry.value) for entry in entries]
 
     # -- the timeline
 

@@ -31,6 +31,7 @@ from proxy.store.interface import (
     Put,
     StoreError,
     TopologyStore,
+    prefix_range,
 )
 from proxy.store.records import (
     DISCOVERER,
@@ -71,6 +72,7 @@ RETRY_SECONDS = 0.25  # between two attempts at a store that failed
 MOVED_SECONDS = (
     1.0  # another proxy's look may have begun so long before its record comes: a MOVED since then is newer
 )
+PROXIES_MAX = 1000  # of one store that are told
 PARTING_SECONDS = 1.0  # for the last words of a proxy that stops
 
 log = get_logger(__name__)
@@ -84,6 +86,7 @@ class Recorded:
     at: float | None  # Unix seconds when that was recorded
     discoverer: str  # "" while nobody is
     looked_at: float | None  # Unix seconds of the discoverer's last look, as far as it told
+    proxies: tuple[str, ...] = ()  # that share the record, by id
 
 
 NOTHING_RECORDED = Recorded(0, None, "", None)
@@ -123,6 +126,7 @@ class Keeper:
         # What the store says:
         self._health = StoreHealth(store.name)
         self._discoverer = ""
+        self._proxies: set[str] = set()
         self._heard_at = 0.0  # trio time of the last sign of the discoverer
         self._looked: Looked | None = None
         self._record: ViewRecord | None = None  # the newest adopted
@@ -153,6 +157,7 @@ class Keeper:
             at=None if self._record is None else self._record.at,
             discoverer=self._discoverer,
             looked_at=None if self._looked is None else self._looked.at,
+            proxies=tuple(sorted(self._proxies)),
         )
 
     @property
@@ -337,6 +342,10 @@ class Keeper:
         timeline = await self._store.get(TIMELINE)
         if timeline is not None:
             self._on_timeline(timeline.value)
+        self._proxies = {
+            entry.key.removeprefix(PROXIES)
+            for entry in await self._store.read(*prefix_range(PROXIES), limit=PROXIES_MAX)
+        }
         looked = await self._store.get(LOOKED)
         if looked is not None:
             self._looked = unpack_looked(looked.value)
@@ -354,6 +363,10 @@ class Keeper:
         if (looked := newest.get(LOOKED)) is not None:
             self._looked = unpack_looked(looked)
             self._heard_at = trio.current_time()
+        for key, value in newest.items():
+            if key.startswith(PROXIES):
+                change = self._proxies.discard if value is None else self._proxies.add
+                change(key.removeprefix(PROXIES))
         if WANTED in newest and self.is_discoverer:
             self.topology.refresh_soon()
         if (view := newest.get(VIEW)) is not None:

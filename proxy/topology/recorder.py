@@ -11,17 +11,27 @@ yet that it is no more, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from proxy.log import get_logger
-from proxy.store.interface import ABSENT, ConflictError, Expect, Operation, Put, TopologyStore
+from proxy.store.interface import (
+    ABSENT,
+    ConflictError,
+    Delete,
+    Expect,
+    Operation,
+    Put,
+    TopologyStore,
+    prefix_range,
+)
 from proxy.store.records import (
     DISCOVERER,
     EVENT_HEAD,
     EVENTS,
     LOOKED,
     MIGRATIONS,
+    REPLICAS,
     TIMELINE,
     VIEW,
     VIEW_NODES,
@@ -36,18 +46,22 @@ from proxy.store.records import (
     pack_migration,
     pack_nodes,
     pack_number,
+    pack_replica,
     pack_timeline,
     pack_view,
     renumbered,
     unpack_looked,
     unpack_number,
+    unpack_replica,
     unpack_timeline,
 )
 from proxy.topology.views import ViewReader
+from routing.replicas import ReplicaRecord, replica_records
 from routing.timeline import Advance, Event, EventKind, Observation, Plain, Timeline, TimelineLimits, advance
 from routing.topology import EMPTY_VIEW
 
 MICROSECONDS = 1_000_000
+REPLICAS_MAX = 10_000  # more than a cluster can have nodes
 
 log = get_logger(__name__)
 
@@ -63,6 +77,7 @@ class _Head:
     event_count: int
     events_revision: int
     looked: Looked | None
+    replicas: Mapping[str, ReplicaRecord]  # node id -> as it is on record
 
 
 class Recorder:
@@ -172,6 +187,11 @@ class Recorder:
             event_count=0 if events_entry is None else unpack_number(events_entry.value, "number of events"),
             events_revision=ABSENT if events_entry is None else events_entry.revision,
             looked=looked,
+            replicas={
+                record.node_id: record
+                for entry in await self._store.read(*prefix_range(REPLICAS), limit=REPLICAS_MAX)
+                for record in (unpack_replica(entry.value),)
+            },
         )
 
     def _own_events(self, head: _Head, observation: Observation) -> list[Event]:
@@ -236,6 +256,15 @@ class Recorder:
         if events:
             operations.append(Put(EVENT_HEAD, pack_number(event_count)))
         operations += [Put(f"{MIGRATIONS}{record.id}", pack_migration(record)) for record in made.migrations]
+        replicas = replica_records(
+            head.replicas, observation.view, observation.reports, made.timeline.lost, observation.at
+        )
+        operations += [
+            Put(f"{REPLICAS}{node_id}", pack_replica(record))
+            for node_id, record in replicas.items()
+            if record is not head.replicas.get(node_id)
+        ]
+        operations += [Delete(f"{REPLICAS}{node_id}") for node_id in head.replicas.keys() - replicas]
         looked = Looked(observation.at, self._proxy_id, False)
         if operations or pack_timeline(made.timeline) != pack_timeline(head.timeline):
             operations.append(Put(TIMELINE, pack_timeline(made.timeline)))
@@ -243,7 +272,7 @@ class Recorder:
         else:
             looked = head.looked or looked
         return operations, replace(
-            head, view=view, timeline=made.timeline, event_count=event_count, looked=looked
+            head, view=view, timeline=made.timeline, event_count=event_count, looked=looked, replicas=replicas
         )
 
     def _new_version(

@@ -42,7 +42,7 @@ STATE = AdminState(
     readiness=list,
     warnings=list,
     registry=CollectorRegistry(),
-    recorded=lambda: Recorded(7, 1_800_000_000.0, "one", 1_800_000_000.5),
+    recorded=lambda: Recorded(7, 1_800_000_000.0, "one", 1_800_000_000.5, ("one", "two")),
     anomalies=lambda: (
         Anomaly(AnomalyKind.SHARD_WITHOUT_REPLICA, "alone", (B.id,), since=1_800_000_000.0, subject=B.id),
     ),
@@ -162,6 +162,7 @@ async def test_the_topology_view_is_told_whole() -> None:
             "recorded_at": "2027-01-15T08:00:00.000Z",
             "discoverer": "one",
             "looked_at": "2027-01-15T08:00:00.500Z",
+            "proxies": ["one", "two"],
         },
     }
     assert facts_of_view(VIEW, None)["seen_at"] is None

@@ -24,18 +24,24 @@ from proxy.store.records import (
     pack,
     pack_event,
     pack_nodes,
+    pack_replica,
+    pack_snapshot,
     pack_timeline,
     pack_view,
     unpack,
     unpack_event,
     unpack_nodes,
+    unpack_replica,
+    unpack_snapshot,
     unpack_timeline,
     unpack_view,
 )
 from routing.anomalies import Anomaly, AnomalyKind, AnomalyState
 from routing.events import Event, EventKind
 from routing.migrations import Job, MigrationRecord, Stage, StageEntry
+from routing.replicas import ReplicaRecord, ReplicaState
 from routing.slot import SLOT_COUNT
+from routing.snapshot import Floor, SnapshotRecord, SnapshotState
 from routing.timeline import Lost, Timeline
 from routing.topology import UNOWNED, Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
 
@@ -132,6 +138,20 @@ RECORDS = st.builds(
     ended_at=st.none() | TIMES,
     jobs=st.lists(JOBS, max_size=2).map(tuple),
 )
+REPLICAS = st.builds(
+    ReplicaRecord, IDS, ADDRESSES, IDS, st.sampled_from(ReplicaState), TIMES, IDS, st.none() | NUMBERS
+)
+SNAPSHOTS = st.builds(
+    SnapshotRecord,
+    NUMBERS,
+    st.sampled_from(SnapshotState),
+    TIMES,
+    TEXTS,
+    st.none() | TIMES,
+    NUMBERS,
+    st.dictionaries(IDS, st.builds(Floor, IDS, NUMBERS), max_size=3),
+    TEXTS,
+)
 ANOMALIES = st.builds(
     Anomaly,
     st.sampled_from(AnomalyKind),
@@ -204,6 +224,27 @@ def test_anomalies_as_json(anomaly: Anomaly) -> None:
     assert content["kind"] == anomaly.kind.value
     assert content["slot_ranges"] == [list(span) for span in anomaly.slot_ranges]
     assert set(content) == {"kind", "subject", "message", "nodes", "slot_ranges", "evidence", "since"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(REPLICAS)
+def test_replicas(record: ReplicaRecord) -> None:
+    assert unpack_replica(pack_replica(record)) == record
+
+
+@settings(max_examples=40, deadline=None)
+@given(SNAPSHOTS)
+def test_snapshots(record: SnapshotRecord) -> None:
+    assert unpack_snapshot(pack_snapshot(record)) == record
+
+
+@pytest.mark.parametrize(
+    "content", [None, 7, [], ["x"] * 7, ["x"] * 8, [1, "serving", 1.0, "", None, 1, [], ""]]
+)
+def test_damaged_replicas_and_snapshots_are_refused(content: object) -> None:
+    for unpack_one in (unpack_replica, unpack_snapshot):
+        with pytest.raises(StoreRefusedError, match="damaged"):
+            unpack_one(pack(content))
 
 
 @given(st.integers(0, 10**16 - 1), st.integers(0, 10**16 - 1))
