@@ -29,10 +29,15 @@ Numbers in keys have 16 digits, so that the order of the keys is the order of th
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, repeat
+from functools import lru_cache
+from itertools import islice, repeat
 from typing import Any, Final
+from zlib import compress, decompressobj
+from zlib import error as ZlibError
 
 import msgpack
 
@@ -49,6 +54,8 @@ from routing.timeline import Lost, Timeline
 from routing.topology import UNOWNED, Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
 
 VERSION: Final = 1  # of the encodings below
+FAST: Final = 1  # of zlib's levels
+NODES_KEPT_MAX: Final = 4096  # decoded; more than the nodes of a cluster
 
 VIEW = "view"
 VIEWS = "views/"
@@ -136,9 +143,9 @@ class ViewRecord:
 
 
 def pack_view(record: ViewRecord) -> bytes:
-    """A version of the map, its nodes aside."""
+    """A version of the map, its nodes aside. Its slots are 16-bit numbers, compressed: a tenth of a millisecond to
+    read, however scattered they are."""
     view = record.view
-    runs = chain.from_iterable((owner, sum(1 for _ in slots)) for owner, slots in groupby(view.shard_of_slot))
     migrations = [
         [list(migration.slots), migration.source_id, migration.target_id, migration.kind.value]
         for migration in view.migrations
@@ -150,15 +157,26 @@ def pack_view(record: ViewRecord) -> bytes:
             record.look,
             record.nodes_number,
             view.epoch,
-            list(runs),
+            compress(_little_endian(array("h", view.shard_of_slot)).tobytes(), FAST),
             migrations,
         ]
     )
 
 
 def pack_nodes(shards: tuple[Shard, ...]) -> bytes:
-    """The nodes part of a version."""
-    return pack([[_node_content(shard.primary), *map(_node_content, shard.replicas)] for shard in shards])
+    """The nodes part of a version, by columns: few objects to read, however many nodes there are."""
+    nodes = [node for shard in shards for node in (shard.primary, *shard.replicas)]
+    return pack(
+        [
+            [len(shard.replicas) for shard in shards],
+            [node.id for node in nodes],
+            [node.address.host for node in nodes],
+            [node.address.port for node in nodes],
+            [node.config_epoch for node in nodes],
+            [node.is_failing | node.is_linked << 1 for node in nodes],
+            [node.hostname for node in nodes],
+        ]
+    )
 
 
 def nodes_number_of(value: bytes) -> int:
@@ -192,10 +210,16 @@ def micros(at: float) -> int:
 def unpack_nodes(value: bytes) -> tuple[Shard, ...]:
     """The nodes part of a version. Raises StoreRefusedError."""
     try:
-        return tuple(
-            Shard(_primary_of(nodes[0]), tuple(_replica_of(node, nodes[0][0]) for node in nodes[1:]))
-            for nodes in unpack(value, "nodes")
-        )
+        replica_counts, ids, *columns = unpack(value, "nodes")
+        if {type(column) for column in (replica_counts, ids, *columns)} != {list}:
+            raise TypeError("columns that are no lists")
+        if {len(column) for column in (ids, *columns)} != {len(replica_counts) + sum(replica_counts)}:
+            raise ValueError("columns of different lengths")
+        primary_ids: list[str | None] = []
+        for count in replica_counts:
+            primary_ids += [None, *repeat(ids[len(primary_ids)], count)]
+        nodes = map(_node_of, primary_ids, ids, *columns)
+        return tuple([Shard(next(nodes), tuple(islice(nodes, count))) for count in replica_counts])
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise StoreRefusedError(f"the store's nodes are damaged: {error!r}") from error
 
@@ -203,15 +227,10 @@ def unpack_nodes(value: bytes) -> tuple[Shard, ...]:
 def unpack_view(number: int, value: bytes, shards: tuple[Shard, ...]) -> ViewRecord:
     """A version of the map with its nodes. Raises StoreRefusedError."""
     try:
-        at, writer, look, nodes_number, epoch, runs, migrations = unpack(value, "map")
-        shard_of_slot = tuple(
-            chain.from_iterable(
-                repeat(owner, count) for owner, count in zip(runs[::2], runs[1::2], strict=True)
-            )
-        )
-        if len(shard_of_slot) != SLOT_COUNT:
-            raise ValueError(f"{len(shard_of_slot)} slots")
-        if any(not UNOWNED <= owner < len(shards) for owner in runs[::2]):
+        at, writer, look, nodes_number, epoch, slots, migrations = unpack(value, "map")
+        shard_of_slot = _slots_of(slots)
+        owners = set(shard_of_slot)
+        if min(owners) < UNOWNED or max(owners) >= len(shards):
             raise ValueError(f"slots of shards that are not among the {len(shards)} there are")
         view = TopologyView(
             revision=number,
@@ -223,9 +242,25 @@ def unpack_view(number: int, value: bytes, shards: tuple[Shard, ...]) -> ViewRec
                 for slots, source, target, kind in migrations
             ),
         )
-    except (ValueError, TypeError, IndexError, KeyError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, ZlibError) as error:
         raise StoreRefusedError(f"the store's map {number} is damaged: {error!r}") from error
     return ViewRecord(number, at, writer, look, nodes_number, view)
+
+
+def _slots_of(compressed: bytes) -> tuple[int, ...]:
+    """slot -> index into shards."""
+    reader = decompressobj()
+    packed = reader.decompress(compressed, SLOT_COUNT * 2 + 1)  # a damaged one may claim to be of any size
+    if len(packed) != SLOT_COUNT * 2 or not reader.eof:
+        raise ValueError(f"not {SLOT_COUNT} slots")
+    return tuple(_little_endian(array("h", packed)))
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    """Between the machine's order of bytes and the store's, either way."""
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def _node_content(node: Node) -> list[Any]:
@@ -239,32 +274,20 @@ def _node_content(node: Node) -> list[Any]:
     ]
 
 
-def _primary_of(content: list[Any]) -> Node:
-    node_id, host, port, config_epoch, flags, hostname = content
-    return Node(
-        node_id,
-        Address(host, port),
-        Role.PRIMARY,
-        None,
-        config_epoch,
-        bool(flags & 1),
-        bool(flags & 2),
-        hostname,
-    )
-
-
-def _replica_of(content: list[Any], primary_id: str) -> Node:
-    node_id, host, port, config_epoch, flags, hostname = content
-    return Node(
-        node_id,
-        Address(host, port),
-        Role.REPLICA,
-        primary_id,
-        config_epoch,
-        bool(flags & 1),
-        bool(flags & 2),
-        hostname,
-    )
+@lru_cache(maxsize=NODES_KEPT_MAX)
+def _node_of(
+    primary_id: str | None,
+    node_id: str,
+    host: str,
+    port: int,
+    config_epoch: int,
+    flags: int,
+    hostname: str,
+) -> Node:
+    """A primary if ``primary_id`` is None. Cached, because most nodes are the same in neighbouring versions."""
+    role = Role.PRIMARY if primary_id is None else Role.REPLICA
+    address = Address(host, port)
+    return Node(node_id, address, role, primary_id, config_epoch, bool(flags & 1), bool(flags & 2), hostname)
 
 
 # -- the timeline
@@ -301,7 +324,7 @@ def unpack_timeline(value: bytes) -> Timeline:
             lost={node_id: Lost(*fields) for node_id, fields in lost.items()},
             doubted=dict(doubted),
             hidden=tuple(
-                replace(_primary_of(content), role=Role(role), primary_id=primary_id)
+                replace(_node_of(None, *content), role=Role(role), primary_id=primary_id)
                 for content, role, primary_id in hidden
             ),
             successors=dict(successors),

@@ -20,7 +20,7 @@ from proxy.store.records import (
 )
 from routing.topology import Shard
 
-KEPT_MAX = 16  # versions, and nodes parts: neighbours in time share nearly everything
+KEPT_MAX = 4  # versions, and nodes parts: neighbours in time share nearly everything
 
 
 class ViewReader:

@@ -3,12 +3,13 @@
     python -m tests.bench.store [--views 1000] [--nodes 1000] [--events 1000000] [--reads 300] [--json FILE]
 
 It fills a store in a temporary directory with versions of a map, and with events, and prints the median and the 99th
-percentile of each kind of access, in milliseconds. The event loop does nothing else meanwhile.
+percentile of each kind of access, in milliseconds, decoding included. The event loop does nothing else meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import sys
@@ -21,9 +22,10 @@ from statistics import median
 import trio
 
 from proxy.store import records
-from proxy.store.interface import Operation, Put, prefix_range
+from proxy.store.interface import Operation, Put
 from proxy.store.records import ViewRecord, numbered
 from proxy.store.sqlite import SqliteStore, open_store
+from proxy.topology.history import History
 from routing.slot import SLOT_COUNT
 from routing.timeline import Event, EventKind
 from routing.topology import Address, Node, Role, Shard, TopologyView
@@ -69,28 +71,35 @@ async def run(path: Path, options: argparse.Namespace) -> dict[str, float]:
     started = time.perf_counter()
     store = await open_store(path)
     facts["open_ms"] = (time.perf_counter() - started) * 1000
-    await latest_view(store)
-    head = await store.get(records.EVENT_HEAD)
-    assert head is not None
-    await events_page(store, records.unpack(head.value, "number") - EVENTS_A_PAGE)
+    history = History(store)
+    (newest,) = await history.versions(1)
+    assert newest.number == options.views
+    assert (await history.newest(EVENTS_A_PAGE)).newest == options.events
     facts["open_and_first_reads_ms"] = (time.perf_counter() - started) * 1000
 
     filled_revision = await store.revision()
+    gc.collect()
+    gc.freeze()  # as the proxy does when it has started
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
 
+        history = History(store)
+
         async def as_of_time() -> None:
             at = FIRST_AT + 60 * dice.uniform(1, options.views)
-            first, _ = prefix_range(records.VIEWS_BY_TIME)
-            await view_as_of(store, first, numbered(records.VIEWS_BY_TIME, int(at * 1e6) + 1))
+            found = await history.view_at(at=at)
+            assert found is not None
+            assert found.at <= at < found.at + 60
 
         async def as_of_epoch() -> None:
-            first, _ = prefix_range(records.VIEWS_BY_EPOCH)
             epoch = FIRST_EPOCH + dice.randint(1, options.views)
-            await view_as_of(store, first, numbered(records.VIEWS_BY_EPOCH, epoch + 1))
+            found = await history.view_at(epoch=epoch)
+            assert found is not None
+            assert found.view.epoch == epoch
 
         async def page() -> None:
-            assert await events_page(store, dice.randint(1, options.events - EVENTS_A_PAGE)) == EVENTS_A_PAGE
+            after = dice.randint(1, options.events - EVENTS_A_PAGE)
+            assert len((await history.events(after, limit=EVENTS_A_PAGE)).events) == EVENTS_A_PAGE
 
         async def commit() -> None:
             await store.commit([Put("looked", b"%d" % dice.randrange(10**9)), Put("mode", bytes(200))])
@@ -120,31 +129,6 @@ async def latencies(name: str, work: Callable[[], Awaitable[None]], times: int) 
         taken.append((time.perf_counter() - started) * 1000)
     taken.sort()
     return {f"{name}_median_ms": median(taken), f"{name}_p99_ms": taken[int(len(taken) * 0.99)]}
-
-
-async def latest_view(store: SqliteStore) -> None:
-    entry = await store.get(records.VIEW)
-    assert entry is not None
-    view = await read_view(store, records.unpack(entry.value, "number"))
-    assert records.unpack_view(view[0], view[1], records.unpack_nodes(view[2])).view.shards
-
-
-async def view_as_of(store: SqliteStore, first: str, last: str) -> None:
-    index = await store.read(first, last, limit=1, descending=True)
-    await read_view(store, int(index[0].key.rpartition("/")[2]))
-
-
-async def read_view(store: SqliteStore, number: int) -> tuple[int, bytes, bytes]:
-    view = await store.get(numbered(records.VIEWS, number))
-    assert view is not None
-    nodes = await store.get(numbered(records.VIEW_NODES, records.nodes_number_of(view.value)))
-    assert nodes is not None
-    return number, view.value, nodes.value
-
-
-async def events_page(store: SqliteStore, number: int) -> int:
-    _, last = prefix_range(records.EVENTS)
-    return len(await store.read(numbered(records.EVENTS, number), last, limit=EVENTS_A_PAGE))
 
 
 async def watch_rate(store: SqliteStore, dice: random.Random, last: int) -> float:
@@ -183,11 +167,13 @@ async def fill_views(store: SqliteStore, views: int, nodes: int) -> None:
 
 
 def _view(number: int, nodes: int, nodes_number: int) -> TopologyView:
-    """Two nodes to a shard; slots in runs of 8 that are shifted with each version."""
+    """Two nodes to a shard; slots in runs of 8 that are shifted with each version, and a shard in turn whose primary
+    has a new config epoch with each change of the nodes."""
     shards = []
     for place in range(max(1, nodes // 2)):
         primary_id, replica_id = (f"{place * 2 + which:040x}" for which in (0, 1))
-        primary = Node(primary_id, _address(place * 2), Role.PRIMARY, None, nodes_number)
+        config_epoch = nodes_number if place == nodes_number % (nodes // 2) else place
+        primary = Node(primary_id, _address(place * 2), Role.PRIMARY, None, config_epoch)
         shards.append(Shard(primary, (Node(replica_id, _address(place * 2 + 1), Role.REPLICA, primary_id),)))
     return TopologyView(
         revision=number,
