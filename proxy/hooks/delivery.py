@@ -19,6 +19,7 @@ import h11
 import trio
 
 from proxy.log import get_logger
+from proxy.settings.schema import ENVIRONMENT_PREFIX
 from proxy.settings.values import EVENT_VARIABLES, HookSettings
 from proxy.topology.event_facts import facts_of_event
 from routing.timeline import Event
@@ -55,7 +56,11 @@ async def deliver(hook: HookSettings, event: Event, idempotency_key: str) -> str
 
 async def _run(hook: HookSettings, event: Event, body: bytes, said: bytearray) -> str | None:
     kind_variable, number_variable = EVENT_VARIABLES
-    environment = {**os.environ, kind_variable: event.kind.value, number_variable: str(event.number)}
+    # Without the proxy's settings: the passwords among them are not the hook's business.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)
+    }
+    environment |= {kind_variable: event.kind.value, number_variable: str(event.number)}
     try:
         process = await trio.lowlevel.open_process(
             list(hook.command),

@@ -31,18 +31,23 @@ def running(code: str, *arguments: str, timeout_seconds: float = 20.0) -> HookSe
     return HookSettings(name="h", command=(*PYTHON, code, *arguments), timeout_seconds=timeout_seconds)
 
 
-async def test_a_command_gets_the_event_on_stdin_and_in_the_environment(tmp_path: Path) -> None:
-    """The event as JSON, its kind and number as variables, and the rest of the environment as it is."""
+async def test_a_command_gets_the_event_on_stdin_and_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event as JSON, its kind and number as variables, and the rest of the environment without the proxy's
+    settings: a password among them is not for the hook."""
+    monkeypatch.setenv("STEADYREAD_CLUSTER__PASSWORD", "s3cret")
     code = (
         "import sys, os, json; e = os.environ;"
-        "json.dump([json.load(sys.stdin), e['STEADYREAD_EVENT_KIND'], e['STEADYREAD_EVENT_NUMBER'], 'PATH' in e],"
+        "json.dump([json.load(sys.stdin), e['STEADYREAD_EVENT_KIND'], e['STEADYREAD_EVENT_NUMBER'], 'PATH' in e,"
+        "'STEADYREAD_CLUSTER__PASSWORD' in e],"
         "open(sys.argv[1], 'w'))"
     )
     file = tmp_path / "got"
     assert await deliver(running(code, str(file)), EVENT, "k-7") is None
-    event, kind, number, has_path = json.loads(file.read_text())
+    event, kind, number, has_path, has_secret = json.loads(file.read_text())
     assert (event["kind"], event["number"], event["at"]) == ("failover", 7, "2026-03-01T12:00:00.000Z")
-    assert (kind, number, has_path) == ("failover", "7", True)
+    assert (kind, number, has_path, has_secret) == ("failover", "7", True, False)
 
 
 async def test_a_command_that_fails_says_why_with_the_end_of_its_standard_error() -> None:
