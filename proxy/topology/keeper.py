@@ -7,7 +7,9 @@
 Nothing here stops traffic. Whoever hears nothing from the store, or of no discoverer, looks for itself and adopts what
 it sees unrecorded; the record is caught up when the store is back, and an event says for how long it was not kept.
 The order of adoptions is safe in each case: what a MOVED said after a look began is newer than that look, and a
-version that this proxy recorded is not adopted when it has adopted a later look of its own by then.
+version that this proxy recorded is not adopted when it has adopted a later look of its own by then. A look of its
+own that nobody recorded, and a MOVED, last until the discoverer is known to have looked later; what another one
+recorded is adopted only when that one looked later.
 
 It owns the lease and the tasks. It decides no event (``routing.timeline``) and parses no answer.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import trio
 
@@ -120,6 +123,10 @@ class Keeper:
         self._look_count = 0
         self._look_began = 0.0  # trio time
         self._adopted_look = 0  # the newest of this proxy's looks whose view was adopted
+        self._adopted_began = -inf  # trio time when that began
+        self._taken_over: TopologyView | None = (
+            None  # the view, when it was last just what another one recorded
+        )
         self._is_troubled = False
         self._is_unsettled = False  # a migration has not ended, or a node is about to count as lost
         self._touched_at = 0.0  # trio time
@@ -269,6 +276,7 @@ class Keeper:
             # What the record brought is adopted by now, and this changes nothing; unless it brought nothing.
             self._adopt(known.view, look.began, known.claim_epochs)
             self._adopted_look = self._look_count
+            self._adopted_began = look.began
         self._is_troubled = (
             len(look.reports) < len(look.asked)
             or topology.view.unowned_count > 0
@@ -351,7 +359,11 @@ class Keeper:
             self._looked = unpack_looked(looked.value)
         view = await self._store.get(VIEW)
         if view is not None:
-            await self._on_version(unpack_number(view.value, "map's number"))
+            # Whoever recorded it may have ended meanwhile, and what this proxy saw itself may be newer.
+            ago = 0.0 if self._looked is None else self._clock() - self._looked.at
+            await self._on_version(
+                unpack_number(view.value, "map's number"), looked_at=trio.current_time() - ago
+            )
         return revision
 
     async def _on_batch(self, batch: Batch) -> None:
@@ -370,7 +382,10 @@ class Keeper:
         if WANTED in newest and self.is_discoverer:
             self.topology.refresh_soon()
         if (view := newest.get(VIEW)) is not None:
-            await self._on_version(unpack_number(view, "map's number"))
+            await self._on_version(unpack_number(view, "map's number"), looked_at=inf)
+        elif LOOKED in newest and self._record is not None and self.topology.view is not self._taken_over:
+            # An own look, or a MOVED of a node that was wrong: what the discoverer confirms since then counts.
+            self._take_over(self._record, trio.current_time())
 
     def _on_discoverer(self, value: bytes | None) -> None:
         discoverer = "" if value is None else str(unpack(value, "discoverer"))
@@ -387,18 +402,26 @@ class Keeper:
         if not self.is_discoverer:
             self.anomalies = current_anomalies(unpack_timeline(value))
 
-    async def _on_version(self, number: int) -> None:
+    async def _on_version(self, number: int, looked_at: float) -> None:
+        """The record's newest version is this one; ``looked_at``, in trio time, is when it was last confirmed."""
         record = await self._views.version(number)
         if record is None:
             return  # it is gone already: a newer one follows
         if record.writer == self.proxy_id:
             if record.look > self._adopted_look:
                 self.topology.adopt(record.view, self._look_began)
-        elif self._may_follow(record.view):
-            self._adopt(record.view, trio.current_time() - MOVED_SECONDS, claims_of(record.view))
+        else:
+            self._take_over(record, looked_at)
         self._record = record
         self._followed.set()
         self._followed = trio.Event()
+
+    def _take_over(self, record: ViewRecord, looked_at: float) -> None:
+        """Adopt what another proxy keeps on record, and saw at ``looked_at``; unless this one looked later."""
+        if self._may_follow(record.view) and looked_at - MOVED_SECONDS > self._adopted_began:
+            began = trio.current_time() - MOVED_SECONDS
+            self._adopt(record.view, began, claims_of(record.view))
+            self._taken_over = None if self.topology.moved_since(began) else self.topology.view
 
     def _may_follow(self, view: TopologyView) -> bool:
         """Whether what another proxy recorded may be adopted.

@@ -1,0 +1,93 @@
+"""Interleavings in which a proxy could be led astray: by its own old look, by a dead proxy's record, by its own memory.
+
+The models are those of test_keeper; the clock is virtual.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from proxy.topology.discovery import Look
+from proxy.topology.keeper import LEASE_SECONDS
+from routing.topology import Address, TopologyView
+from tests.proxy.topology.test_keeper import (
+    REFRESH_SECONDS,
+    ClusterModel,
+    ProxyModel,
+    a_fleet,
+    eventually,
+)
+
+
+async def test_an_own_look_that_ends_late_does_not_last(autojump_clock: trio.testing.MockClock) -> None:
+    """A proxy that was asleep finishes a look that began before others recorded newer maps. It adopts that look, and
+    does not look again, since another one is the discoverer: so it must come back to the record."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        await trio.sleep(1)
+        old = fleet.cluster.reports()
+        is_awake = trio.Event()
+        look = one.discovery.look
+
+        async def late(view: TopologyView, **named: Any) -> Look:
+            one.discovery.look = look  # type: ignore[method-assign]
+            began = trio.current_time()
+            await is_awake.wait()
+            return Look(began, (), old, {}, {})
+
+        one.discovery.look = late  # type: ignore[method-assign]
+        await trio.sleep(2 * REFRESH_SECONDS)
+        one.store.is_cut = True  # its lease ends as it sleeps
+        await eventually(lambda: two.keeper.is_discoverer, LEASE_SECONDS + 1)
+        fleet.cluster.move(7, 2)
+        await eventually(lambda: two.owner(7) == fleet.cluster.address_of(2), 1)
+        one.store.is_cut = False
+        await eventually(lambda: one.owner(7) == fleet.cluster.address_of(2), 1)
+        is_awake.set()
+        await trio.sleep(5)
+        assert not one.keeper.is_discoverer
+        assert one.owner(7) == fleet.cluster.address_of(2)
+
+
+async def test_the_record_of_one_that_has_just_died_is_not_believed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A supervisor starts a proxy again before the lease of the former one has ended. What the new one sees itself
+    is newer than what that one recorded."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        await trio.sleep(3)
+        one.kill()
+        fleet.cluster.move(7, 2)
+        await trio.sleep(LEASE_SECONDS / 4)
+        two = ProxyModel("two", fleet.cluster, fleet.store)
+        seen: list[Address | None] = []
+        two.topology.subscribe(lambda old, new: seen.append(two.owner(7)))
+        fleet.nursery.start_soon(two.run)
+        await trio.sleep(2 * LEASE_SECONDS)
+        assert set(seen) == {fleet.cluster.address_of(2)}
+        assert two.keeper.is_discoverer
+
+
+async def test_a_wrong_redirection_does_not_last(autojump_clock: trio.testing.MockClock) -> None:
+    """A node that was slow to hear of a failover names the dead primary. The discoverer sees no change by that, and so
+    records none; the follower must come back to the record nevertheless."""
+    async with a_fleet() as fleet:
+        await fleet.start("one")
+        two = await fleet.start("two")
+        await trio.sleep(3)
+        two.topology.on_moved(7, Address("node", 6999))
+        assert two.owner(7) == Address("node", 6999)
+        await eventually(lambda: two.owner(7) == fleet.cluster.address_of(0), 3)
+
+
+async def test_one_that_joins_follows_the_record_soon(autojump_clock: trio.testing.MockClock) -> None:
+    """Its own first look may be poorer than what the living discoverer recorded."""
+    async with a_fleet() as fleet:
+        await fleet.start("one")
+        poor = ClusterModel()
+        poor.owners[7] = 1
+        two = await fleet.start("two", poor)
+        await eventually(lambda: two.owner(7) == fleet.cluster.address_of(0), 4)
