@@ -394,6 +394,7 @@ class Keeper:
         self._discoverer = discoverer
         self._heard_at = trio.current_time()
         if not discoverer:
+            self._is_foreign = False  # nobody looks at the other cluster any more
             self._vacant.set()
             self._vacant = trio.Event()
             self.topology.refresh_soon()

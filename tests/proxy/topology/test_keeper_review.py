@@ -11,6 +11,7 @@ import trio
 
 from proxy.topology.discovery import Look
 from proxy.topology.keeper import LEASE_SECONDS
+from routing.timeline import EventKind
 from routing.topology import Address, TopologyView
 from tests.proxy.topology.test_keeper import (
     REFRESH_SECONDS,
@@ -91,3 +92,20 @@ async def test_one_that_joins_follows_the_record_soon(autojump_clock: trio.testi
         poor.owners[7] = 1
         two = await fleet.start("two", poor)
         await eventually(lambda: two.owner(7) == fleet.cluster.address_of(0), 4)
+
+
+async def test_a_stranger_takes_the_place_of_those_who_have_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A proxy of another cluster keeps away from the record while someone keeps it, and no longer."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        other = ClusterModel(first_port=8000, name="b")
+        stranger = await fleet.start("stranger", other)
+        await trio.sleep(1)
+        assert "another cluster" in " ".join(stranger.keeper.problems())
+        one.stop()
+        await trio.sleep(2 * LEASE_SECONDS)
+        assert stranger.keeper.is_discoverer
+        assert not stranger.keeper.problems()
+        assert len(await fleet.events_of(EventKind.CLUSTER_REPLACED)) == 1
