@@ -356,7 +356,7 @@ class Keeper:
         }
         looked = await self._store.get(LOOKED)
         if looked is not None:
-            self._looked = unpack_looked(looked.value)
+            self._on_looked(looked.value)
         view = await self._store.get(VIEW)
         if view is not None:
             # Whoever recorded it may have ended meanwhile, and what this proxy saw itself may be newer.
@@ -373,7 +373,7 @@ class Keeper:
         if (timeline := newest.get(TIMELINE)) is not None:
             self._on_timeline(timeline)
         if (looked := newest.get(LOOKED)) is not None:
-            self._looked = unpack_looked(looked)
+            self._on_looked(looked)
             self._heard_at = trio.current_time()
         for key, value in newest.items():
             if key.startswith(PROXIES):
@@ -398,6 +398,11 @@ class Keeper:
             self._vacant.set()
             self._vacant = trio.Event()
             self.topology.refresh_soon()
+
+    def _on_looked(self, value: bytes) -> None:
+        self._looked = unpack_looked(value)
+        if self._looked.by != self.proxy_id:
+            self.recorder.forgive(self._looked.at)
 
     def _on_timeline(self, value: bytes) -> None:
         if not self.is_discoverer:

@@ -110,6 +110,11 @@ class Recorder:
         self.missed_total += 1
         self._head = None  # whether the last commit happened is not known: read again
 
+    def forgive(self, at: float) -> None:
+        """Another proxy looked at ``at``, and has recorded what there was: no look before that was missed."""
+        if self._missed is not None and self._missed[0] <= at:
+            self._missed, self._missed_count = None, 0
+
     async def record(self, observation: Observation, look: int, leadership: int) -> Advance:
         """Record one look. ``leadership`` is the revision of the discoverer's entry.
 

@@ -109,3 +109,18 @@ async def test_a_stranger_takes_the_place_of_those_who_have_gone(
         assert stranger.keeper.is_discoverer
         assert not stranger.keeper.problems()
         assert len(await fleet.events_of(EventKind.CLUSTER_REPLACED)) == 1
+
+
+async def test_what_another_recorded_was_not_missed(autojump_clock: trio.testing.MockClock) -> None:
+    """A follower that lost its store for some seconds tells of no gap when it becomes the discoverer much later."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        two.store.is_cut = True
+        await trio.sleep(4)
+        two.store.is_cut = False
+        await trio.sleep(120)
+        one.stop()
+        await eventually(lambda: two.keeper.is_discoverer, 1)
+        fleet.cluster.move(7, 2)
+        await trio.sleep(2)
+        assert not await fleet.events_of(EventKind.OBSERVATION_GAP)
