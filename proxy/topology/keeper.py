@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import trio
@@ -68,7 +68,7 @@ SOON_SECONDS = 0.01  # after a MOVED or a lost connection; also the least time b
 WANT_SECONDS = 0.1  # between two wishes of one proxy to the discoverer
 RECORD_SECONDS = 0.25  # the store may hold a new view back for so long; then it is adopted unrecorded
 TOUCH_SECONDS = 1.0  # between two notes of the discoverer that it looked
-SILENCE_SECONDS = 3.0  # nothing from the discoverer for so long: look for oneself
+SILENCE_SECONDS = 3.0  # nothing from the discoverer for so long after its next look was due: look for oneself
 LEASE_SECONDS = 2.0  # a dead discoverer is replaced after this time
 RENEW_SECONDS = LEASE_SECONDS / 4
 RETRY_SECONDS = 0.25  # between two attempts at a store that failed
@@ -118,7 +118,8 @@ class Keeper:
         self._clock = clock
         self.refresh_seconds = refresh_seconds
         self._views = ViewReader(store)
-        self.recorder = Recorder(store, self._views, proxy_id, limits)
+        self.recorder = Recorder(store, self._views, proxy_id)
+        self._limits = limits
         self._claims: Sequence[int] = (0,) * SLOT_COUNT  # slot -> config epoch of the claim to it
         self._look_count = 0
         self._look_began = 0.0  # trio time
@@ -244,7 +245,7 @@ class Keeper:
             or self._discoverer in ("", self.proxy_id)
             or bool(self._health.read_problem)
             or self._is_foreign
-            or trio.current_time() - self._heard_at > SILENCE_SECONDS
+            or trio.current_time() - self._heard_at > self.refresh_seconds + SILENCE_SECONDS
         )
 
     async def _want(self) -> None:
@@ -306,7 +307,13 @@ class Keeper:
         )
         try:
             with trio.fail_after(RECORD_SECONDS):
-                made = await self.recorder.record(observation, self._look_count, self._leadership)
+                gap_seconds = self.refresh_seconds + self._limits.gap_seconds
+                made = await self.recorder.record(
+                    observation,
+                    self._look_count,
+                    self._leadership,
+                    replace(self._limits, gap_seconds=gap_seconds),  # time that was meant to pass is no gap
+                )
                 self.anomalies = made.anomalies
                 self._is_unsettled = bool(made.timeline.migrations or made.timeline.doubted)
                 while self.recorder.number > self.recorded.number:

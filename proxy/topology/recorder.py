@@ -83,15 +83,12 @@ class _Head:
 class Recorder:
     """Of one proxy, for as long as it is the discoverer."""
 
-    def __init__(
-        self, store: TopologyStore, views: ViewReader, proxy_id: str, limits: TimelineLimits
-    ) -> None:
+    def __init__(self, store: TopologyStore, views: ViewReader, proxy_id: str) -> None:
         self.records_total = 0  # commits
         self.events_total = 0
         self.missed_total = 0  # looks that the store did not take
         self._store = store
         self._proxy_id = proxy_id
-        self._limits = limits
         self._views = views
         self._head: _Head | None = None
         self._missed: tuple[float, str] | None = None  # (Unix seconds, why) of the first look not recorded
@@ -115,7 +112,9 @@ class Recorder:
         if self._missed is not None and self._missed[0] <= at:
             self._missed, self._missed_count = None, 0
 
-    async def record(self, observation: Observation, look: int, leadership: int) -> Advance:
+    async def record(
+        self, observation: Observation, look: int, leadership: int, limits: TimelineLimits
+    ) -> Advance:
         """Record one look. ``leadership`` is the revision of the discoverer's entry.
 
         Returns what was made of it; ``look`` counts this proxy's looks. Nothing is written if nothing is new. Raises
@@ -124,7 +123,7 @@ class Recorder:
         """
         while True:
             head = self._head or await self._read_head()
-            made = advance(head.timeline, observation, self._limits)
+            made = advance(head.timeline, observation, limits)
             events = [*self._own_events(head, observation), *made.events]
             operations, next_head = self._operations(head, made, events, observation, look)
             try:

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from proxy.topology.discovery import Look
-from proxy.topology.keeper import LEASE_SECONDS
+from proxy.topology.keeper import LEASE_SECONDS, SILENCE_SECONDS
 from routing.timeline import EventKind
 from routing.topology import Address, TopologyView
 from tests.proxy.topology.test_keeper import (
@@ -123,4 +123,16 @@ async def test_what_another_recorded_was_not_missed(autojump_clock: trio.testing
         await eventually(lambda: two.keeper.is_discoverer, 1)
         fleet.cluster.move(7, 2)
         await trio.sleep(2)
+        assert not await fleet.events_of(EventKind.OBSERVATION_GAP)
+
+
+async def test_a_long_interval_is_neither_a_gap_nor_silence(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever sets 20 s between two looks gets one look per 20 s, by one proxy, and no event that says otherwise."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        one.keeper.refresh_seconds = two.keeper.refresh_seconds = 20.0
+        await trio.sleep(SILENCE_SECONDS + 25)
+        looks = two.discovery.looks_total
+        await trio.sleep(200)
+        assert two.discovery.looks_total == looks
         assert not await fleet.events_of(EventKind.OBSERVATION_GAP)
