@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -214,7 +215,8 @@ class Keeper:
     async def _part(self) -> None:
         try:
             if self.is_discoverer:
-                await self.recorder.touch(self._clock(), self._leadership, is_last=True)
+                with suppress(ConflictError):  # another one is the discoverer by now
+                    await self.recorder.touch(self._clock(), self._leadership, is_last=True)
             if self._lease:
                 await self._store.revoke(self._lease)
         except StoreError as error:

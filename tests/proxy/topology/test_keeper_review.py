@@ -9,12 +9,14 @@ from typing import Any
 
 import trio
 
+from proxy.store.interface import Put
 from proxy.topology.discovery import Look
 from proxy.topology.keeper import LEASE_SECONDS, SILENCE_SECONDS
 from routing.timeline import EventKind
 from routing.topology import Address, TopologyView
 from tests.proxy.topology.test_keeper import (
     REFRESH_SECONDS,
+    SOON,
     ClusterModel,
     ProxyModel,
     a_fleet,
@@ -136,3 +138,17 @@ async def test_a_long_interval_is_neither_a_gap_nor_silence(autojump_clock: trio
         await trio.sleep(200)
         assert two.discovery.looks_total == looks
         assert not await fleet.events_of(EventKind.OBSERVATION_GAP)
+
+
+async def test_a_discoverer_that_was_replaced_still_ends_its_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its last words are refused; its entry as a running proxy goes nevertheless, at once."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        discoverer = await fleet.store.get("discoverer")
+        assert discoverer is not None
+        await fleet.store.commit([Put("discoverer", discoverer.value)])  # as if it were another's
+        one.stop()
+        await trio.sleep(SOON)
+        assert await fleet.store.get("proxies/one") is None
