@@ -4,12 +4,12 @@
     who follows  every proxy, the discoverer too, adopts what the record says, as the store's watch brings it
     who wants    a proxy that meets something that does not fit its view asks the discoverer to look, through the store
 
-Nothing here stops traffic. Whoever hears nothing from the store, or of no discoverer, looks for itself and adopts what
-it sees unrecorded; the record is caught up when the store is back, and an event says for how long it was not kept.
-The order of adoptions is safe in each case: what a MOVED said after a look began is newer than that look, and a
-version that this proxy recorded is not adopted when it has adopted a later look of its own by then. A look of its
-own that nobody recorded, and a MOVED, last until the discoverer is known to have looked later; what another one
-recorded is adopted only when that one looked later.
+Nothing here stops traffic, not even a fault of this program in making the record. Whoever hears nothing from the
+store, or of no discoverer, looks for itself and adopts what it sees unrecorded; the record is caught up when the
+store is back, and an event says for how long it was not kept. The order of adoptions is safe in each case: what a
+MOVED said after a look began is newer than that look, and a version that this proxy recorded is not adopted when it
+has adopted a later look of its own by then. A look of its own that nobody recorded, and a MOVED, last until the
+discoverer is known to have looked later; what another one recorded is adopted only when that one looked later.
 
 It owns the lease and the tasks. It decides no event (``routing.timeline``) and parses no answer.
 """
@@ -134,6 +134,7 @@ class Keeper:
         self._touched_at = 0.0  # trio time
         # What the store says:
         self._health = StoreHealth(store.name)
+        self._faults: dict[str, str] = {}  # what is being done with the record -> what it failed of
         self._discoverer = ""
         self._proxies: set[str] = set()
         self._heard_at = 0.0  # trio time of the last sign of the discoverer
@@ -187,6 +188,10 @@ class Keeper:
         elif (age := self._clock() - seen_at) > 3 * self.refresh_seconds + SILENCE_SECONDS + ANSWER_SECONDS:
             found.append(f"no node has answered for {age:.0f} s; the last view serves on")
         found += self._health.problems()
+        found += [
+            f"a fault of this program in {task} the record, which its log tells of: {fault}"
+            for task, fault in self._faults.items()
+        ]
         if self._is_foreign:
             found.append(
                 f"the topology store {self._store.name} is that of another cluster, whose discoverer is "
@@ -334,6 +339,11 @@ class Keeper:
             reason = f"the store {self._store.name} did not answer within {RECORD_SECONDS:g} s"
             self.recorder.miss(at, reason)
             self._health.on_write_problem(reason)
+        except Exception as fault:
+            self.recorder.miss(at, repr(fault))
+            self._on_fault("recording", fault)
+        else:
+            self._faults.pop("recording", None)
 
     # -- following
 
@@ -350,6 +360,16 @@ class Keeper:
             except StoreError as error:
                 self._health.on_read_problem(str(error))
                 await trio.sleep(RETRY_SECONDS)
+            except Exception as fault:
+                self._on_fault("following", fault)
+                self._health.on_read_problem(repr(fault))  # so that this proxy looks for itself
+                await trio.sleep(RETRY_SECONDS)
+
+    def _on_fault(self, task: str, fault: Exception) -> None:
+        """A bug, or a record that no program could have written: the view goes on without."""
+        if task not in self._faults:
+            log.exception("record_fault", task=task)
+        self._faults[task] = repr(fault)
 
     async def _read_record(self) -> int:
         """Take in the record as it is; the revision to watch from. What changes meanwhile, the watch tells again."""

@@ -11,7 +11,7 @@ import trio
 
 from proxy.store.interface import Put
 from proxy.topology.discovery import Look
-from proxy.topology.keeper import LEASE_SECONDS, SILENCE_SECONDS
+from proxy.topology.keeper import LEASE_SECONDS, RECORD_SECONDS, SILENCE_SECONDS
 from routing.timeline import EventKind
 from routing.topology import Address, TopologyView
 from tests.proxy.topology.test_keeper import (
@@ -152,3 +152,20 @@ async def test_a_discoverer_that_was_replaced_still_ends_its_lease(
         one.stop()
         await trio.sleep(SOON)
         assert await fleet.store.get("proxies/one") is None
+
+
+async def test_a_fault_in_making_events_stops_no_view(autojump_clock: trio.testing.MockClock) -> None:
+    """Promise 8: even a bug of the timeline, or a record that no program could have written, leaves the view alone;
+    health says what it was."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+
+        async def broken(*arguments: object) -> None:
+            raise KeyError("a node that nobody knows")
+
+        proxy.keeper.recorder.record = broken  # type: ignore[method-assign,assignment]
+        fleet.cluster.move(7, 2)
+        await eventually(
+            lambda: proxy.owner(7) == fleet.cluster.address_of(2), REFRESH_SECONDS + RECORD_SECONDS + SOON
+        )
+        assert "a node that nobody knows" in " ".join(proxy.keeper.problems())
