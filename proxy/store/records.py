@@ -198,8 +198,11 @@ def index_keys(number: int, at: float, epoch: int) -> tuple[str, str]:
 
 def index_keys_of(number: int, value: bytes) -> tuple[str, str]:
     """The same, for the value of ``views/N``. Raises StoreRefusedError."""
-    at, _, _, _, epoch, *_ = unpack(value, "map")
-    return index_keys(number, at, epoch)
+    try:
+        at, _, _, _, epoch, *_ = unpack(value, "map")
+        return index_keys(number, at, epoch)
+    except (ValueError, TypeError) as error:
+        raise StoreRefusedError(f"the store's map {number} is damaged: {error!r}") from error
 
 
 def micros(at: float) -> int:
@@ -480,8 +483,9 @@ def pack_looked(looked: Looked) -> bytes:
 def unpack_looked(value: bytes) -> Looked:
     """Raises StoreRefusedError."""
     try:
-        return Looked(*unpack(value, "last look"))
-    except TypeError as error:
+        at, by, is_last = unpack(value, "last look")
+        return Looked(_typed(at, float), _typed(by, str), _typed(is_last, bool))
+    except (ValueError, TypeError) as error:
         raise StoreRefusedError(f"the store's last look is damaged: {error!r}") from error
 
 

@@ -24,7 +24,7 @@ from proxy.store.records import (
     nodes_number_of,
     number_of,
     numbered,
-    unpack,
+    unpack_number,
 )
 
 TRIM_SECONDS = 60.0  # between two rounds
@@ -127,5 +127,4 @@ async def _trim_nodes_parts(store: TopologyStore) -> int:
 
 async def _head(store: TopologyStore, key: str) -> int:
     entry = await store.get(key)
-    number: int = 0 if entry is None else unpack(entry.value, f"{key} number")
-    return number
+    return 0 if entry is None else unpack_number(entry.value, f"number of {key}")

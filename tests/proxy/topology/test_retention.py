@@ -6,9 +6,20 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.store.interface import CompactedError
+from proxy.store.interface import CompactedError, Put, StoreRefusedError
 from proxy.store.memory import MemoryStore
-from proxy.store.records import EVENTS, VIEW_NODES, VIEWS, VIEWS_BY_EPOCH, VIEWS_BY_TIME, number_of
+from proxy.store.records import (
+    EVENT_HEAD,
+    EVENTS,
+    VIEW,
+    VIEW_NODES,
+    VIEWS,
+    VIEWS_BY_EPOCH,
+    VIEWS_BY_TIME,
+    number_of,
+    numbered,
+    pack,
+)
 from proxy.topology import retention
 from proxy.topology.history import History
 from proxy.topology.retention import Retention, Trimmed, run, trim
@@ -117,6 +128,16 @@ async def test_rounds_go_on_also_after_one_that_failed(autojump_clock: trio.test
         await trio.sleep(60)
         assert await numbers_of(store, EVENTS) == [3]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("key", [EVENT_HEAD, VIEW, numbered(VIEWS, 1)])
+async def test_a_damaged_value_fails_the_round_and_not_the_proxy(key: str) -> None:
+    """``run`` goes on after a StoreError alone; anything else would end every task beside it."""
+    store = MemoryStore()
+    await a_record(store, versions=3, events=3)
+    await store.commit([Put(key, pack("no number and no map"))])
+    with pytest.raises(StoreRefusedError):
+        await trim(store, events_kept_max=1, views_kept_max=1)
 
 
 def test_the_newest_can_not_be_given_up() -> None:
