@@ -121,7 +121,7 @@ class Proxy:
             limits=TimelineLimits(migration_stuck_seconds=cluster.migration_stuck_seconds),
         )
         self.mode = ModeKeeper(self.store, self.id)
-        self.history = History(self.store)
+        self.history = History(self.store, self.keeper.views)
         self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)

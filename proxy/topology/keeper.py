@@ -118,8 +118,8 @@ class Keeper:
         self._store = store
         self._clock = clock
         self.refresh_seconds = refresh_seconds
-        self._views = ViewReader(store)
-        self.recorder = Recorder(store, self._views, proxy_id)
+        self.views = ViewReader(store)  # forgets when the store is another one than before
+        self.recorder = Recorder(store, self.views, proxy_id)
         self._limits = limits
         self._claims: Sequence[int] = (0,) * SLOT_COUNT  # slot -> config epoch of the claim to it
         self._look_count = 0
@@ -356,7 +356,7 @@ class Keeper:
                 while True:
                     await self._on_batch(await watch.next_batch())
             except CompactedError:
-                self._views.forget()  # perhaps it is another store than before
+                continue
             except StoreError as error:
                 self._health.on_read_problem(str(error))
                 await trio.sleep(RETRY_SECONDS)
@@ -373,6 +373,7 @@ class Keeper:
 
     async def _read_record(self) -> int:
         """Take in the record as it is; the revision to watch from. What changes meanwhile, the watch tells again."""
+        self.views.forget()  # perhaps it is another store than before
         revision = await self._store.revision()
         discoverer = await self._store.get(DISCOVERER)
         self._on_discoverer(None if discoverer is None else discoverer.value)
@@ -439,7 +440,7 @@ class Keeper:
 
     async def _on_version(self, number: int, looked_at: float) -> None:
         """The record's newest version is this one; ``looked_at``, in trio time, is when it was last confirmed."""
-        record = await self._views.version(number)
+        record = await self.views.version(number)
         if record is None:
             return  # it is gone already: a newer one follows
         if record.writer == self.proxy_id:

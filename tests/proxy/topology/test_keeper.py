@@ -121,6 +121,10 @@ class FailingStore:
 
         return guarded
 
+    def exchange(self, store: MemoryStore) -> None:
+        """Another store is at the same place from now on."""
+        self._store = store
+
     def watch(self, prefix: str, after: int) -> Watch:
         return CutWatch(self, self._store.watch(prefix, after))
 

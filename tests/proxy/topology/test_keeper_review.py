@@ -10,7 +10,9 @@ from typing import Any
 import trio
 
 from proxy.store.interface import Put
+from proxy.store.memory import MemoryStore
 from proxy.topology.discovery import Look
+from proxy.topology.history import History
 from proxy.topology.keeper import LEASE_SECONDS, RECORD_SECONDS, SILENCE_SECONDS
 from routing.timeline import EventKind
 from routing.topology import Address, TopologyView
@@ -21,6 +23,7 @@ from tests.proxy.topology.test_keeper import (
     ProxyModel,
     a_fleet,
     eventually,
+    wall_clock,
 )
 
 
@@ -169,3 +172,34 @@ async def test_a_fault_in_making_events_stops_no_view(autojump_clock: trio.testi
             lambda: proxy.owner(7) == fleet.cluster.address_of(2), REFRESH_SECONDS + RECORD_SECONDS + SOON
         )
         assert "a node that nobody knows" in " ".join(proxy.keeper.problems())
+
+
+async def test_a_store_that_was_exchanged_is_read_anew(autojump_clock: trio.testing.MockClock) -> None:
+    """Its versions have the same numbers and say something else. Neither the view nor a question about the past goes
+    by what is remembered of the former store."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        await fleet.start("two")
+        follower = await fleet.start("follower")
+        follower.discovery.cluster = ClusterModel(is_down=True)  # it has the record alone
+        history = History(follower.store, follower.keeper.views)  # type: ignore[arg-type]
+        before = await history.view_at(at=wall_clock())
+        assert before is not None
+        assert before.number == 1 == one.keeper.recorded.number
+        exchanged = MemoryStore()
+        fleet.nursery.start_soon(exchanged.run)
+        fleet.cluster.move(7, 2)
+        fleet.nursery.start_soon(ProxyModel("other", fleet.cluster, exchanged).run)
+        await trio.sleep(1)
+        follower.store.is_cut = True
+        await trio.sleep(1)
+        follower.store.exchange(exchanged)
+        follower.store.is_cut = False
+        await trio.sleep(3)
+        after = await history.view_at(at=wall_clock())
+        assert after is not None
+        assert after.number == 1
+        owner = after.view.primary_of(7)
+        assert owner is not None
+        assert owner.address == fleet.cluster.address_of(2)
+        assert follower.owner(7) == fleet.cluster.address_of(2)
