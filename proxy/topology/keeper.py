@@ -483,32 +483,34 @@ class Keeper:
         """Say that this proxy runs, and be the discoverer whenever nobody else is."""
         while True:
             try:
-                await self._take_lease()
-                while True:
-                    if not self.is_discoverer and not self._is_foreign:
-                        await self._stand()
-                    with trio.move_on_after(RENEW_SECONDS):
-                        await self._vacant.wait()
+                if self._lease:
                     await self._renew_lease()
+                else:
+                    await self._take_lease()
+                if not self.is_discoverer and not self._is_foreign:
+                    await self._stand()
+                with trio.move_on_after(RENEW_SECONDS):
+                    await self._vacant.wait()
             except LeaseExpiredError:
                 log.warning("lease_ended", reason="the store was not reached in time")
-                self._leadership = 0
+                self._lease = self._leadership = 0
+                await trio.sleep(RETRY_SECONDS)  # proxies of two machines on one file end each other's leases
             except StoreError as error:
                 self._health.on_write_problem(str(error))
-                await trio.sleep(RETRY_SECONDS)
+                await trio.sleep(RETRY_SECONDS)  # the lease may well outlive it
             except trio.TooSlowError:
                 self._health.on_write_problem(
                     f"the store {self._store.name} did not answer within {LEASE_SECONDS:g} s"
                 )
 
     async def _take_lease(self) -> None:
-        self._leadership = 0  # what hung on an earlier lease ends with that
         began = trio.current_time()
         with trio.fail_after(LEASE_SECONDS):
-            self._lease = await self._store.grant(LEASE_SECONDS)
+            lease = await self._store.grant(LEASE_SECONDS)
             await self._store.commit(
-                [Put(f"{PROXIES}{self.proxy_id}", pack({"started_at": self._clock()}), self._lease)]
+                [Put(f"{PROXIES}{self.proxy_id}", pack({"started_at": self._clock()}), lease)]
             )
+        self._lease = lease  # one that was granted and is not known here ends by itself
         self._lease_ends_at = began + LEASE_SECONDS
 
     async def _renew_lease(self) -> None:
@@ -519,14 +521,18 @@ class Keeper:
         self._health.on_written()
 
     async def _stand(self) -> None:
-        """Become the discoverer if nobody is."""
-        try:
-            with trio.fail_after(LEASE_SECONDS):
-                self._leadership = await self._store.commit(
-                    [Put(DISCOVERER, pack(self.proxy_id), self._lease)], [Expect(DISCOVERER, ABSENT)]
-                )
-        except ConflictError:
-            self._leadership = 0
-            return
-        log.info("is_discoverer", proxy=self.proxy_id)
-        self.topology.refresh_soon()
+        """Become the discoverer if nobody is, or find out that an attempt of which nothing was heard did it."""
+        with trio.fail_after(LEASE_SECONDS):
+            entry = await self._store.get(DISCOVERER)
+            if entry is None:
+                try:
+                    self._leadership = await self._store.commit(
+                        [Put(DISCOVERER, pack(self.proxy_id), self._lease)], [Expect(DISCOVERER, ABSENT)]
+                    )
+                except ConflictError:
+                    self._leadership = 0
+            else:
+                self._leadership = entry.revision if entry.lease == self._lease else 0
+        if self._leadership:
+            log.info("is_discoverer", proxy=self.proxy_id)
+            self.topology.refresh_soon()

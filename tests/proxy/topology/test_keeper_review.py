@@ -11,9 +11,10 @@ import trio
 
 from proxy.store.interface import Put
 from proxy.store.memory import MemoryStore
+from proxy.store.records import DISCOVERER
 from proxy.topology.discovery import Look
 from proxy.topology.history import History
-from proxy.topology.keeper import LEASE_SECONDS, RECORD_SECONDS, SILENCE_SECONDS
+from proxy.topology.keeper import LEASE_SECONDS, RECORD_SECONDS, RETRY_SECONDS, SILENCE_SECONDS
 from routing.timeline import EventKind
 from routing.topology import Address, TopologyView
 from tests.proxy.topology.test_keeper import (
@@ -203,3 +204,45 @@ async def test_a_store_that_was_exchanged_is_read_anew(autojump_clock: trio.test
         assert owner is not None
         assert owner.address == fleet.cluster.address_of(2)
         assert follower.owner(7) == fleet.cluster.address_of(2)
+
+
+async def test_a_fault_shorter_than_the_lease_changes_no_discoverer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The lease is renewed when the store is back, and not given up for a new one."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        await trio.sleep(3)
+        before = await fleet.store.get(DISCOVERER)
+        one.store.is_cut = True
+        await trio.sleep(LEASE_SECONDS / 2)
+        one.store.is_cut = False
+        await trio.sleep(RETRY_SECONDS + SOON)
+        assert one.keeper.is_discoverer
+        await trio.sleep(2 * LEASE_SECONDS)
+        assert one.keeper.is_discoverer
+        assert not two.keeper.is_discoverer
+        assert await fleet.store.get(DISCOVERER) == before
+
+
+async def test_one_that_became_discoverer_unheard_finds_out(autojump_clock: trio.testing.MockClock) -> None:
+    """A commit that was given up for its time may have happened nevertheless."""
+    async with a_fleet() as fleet:
+        one = ProxyModel("one", fleet.cluster, fleet.store)
+        commit = fleet.store.commit
+        is_unheard = True
+
+        async def unheard(operations: Any, expect: Any = (), **named: Any) -> int:
+            revision = await commit(operations, expect, **named)
+            if is_unheard and operations[0].key == DISCOVERER:
+                await trio.sleep_forever()
+            return revision
+
+        fleet.store.commit = unheard  # type: ignore[method-assign]
+        fleet.nursery.start_soon(one.run)
+        await trio.sleep(1)
+        is_unheard = False
+        assert (await fleet.store.get(DISCOVERER)) is not None
+        assert not one.keeper.is_discoverer
+        await eventually(lambda: one.keeper.is_discoverer, LEASE_SECONDS + 1)
+        await eventually(lambda: one.keeper.recorded.number == 1, SOON)
