@@ -120,6 +120,9 @@ class Keeper:
         self._is_troubled = False
         self._is_unsettled = False  # a migration has not ended, or a node is about to count as lost
         self._touched_at = 0.0  # trio time
+        self._unrecorded_since: float | None = (
+            None  # Unix seconds of the first look that nobody was to record
+        )
         # What the store says:
         self._health = StoreHealth(store.name)
         self._discoverer = ""
@@ -278,9 +281,13 @@ class Keeper:
         """Put what was seen on record, and wait until the watch has brought it; never longer than RECORD_SECONDS."""
         at = self._clock()
         if not self.is_discoverer:
+            # That the store fails is known some time after the first look that this concerns.
+            if self._unrecorded_since is None:
+                self._unrecorded_since = at
             if problem := self._health.problem:
-                self.recorder.miss(at, problem)
+                self.recorder.miss(self._unrecorded_since, problem)
             return
+        self._unrecorded_since = None
         id_of = {node.address: node.id for node in view.nodes()}
         observation = Observation(
             at=at,
@@ -353,6 +360,9 @@ class Keeper:
             self._on_timeline(timeline)
         if (looked := newest.get(LOOKED)) is not None:
             self._looked = unpack_looked(looked)
+            if self._looked.by != self.proxy_id:
+                self._unrecorded_since = None
+                self.recorder.leave_to_another()
             self._heard_at = trio.current_time()
         if WANTED in newest and self.is_discoverer:
             self.topology.refresh_soon()

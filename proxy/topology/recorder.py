@@ -3,7 +3,8 @@
 One commit holds them all, so the record never shows a map without the events that explain it, or the other way
 round. The events are made from what the store holds and from what is seen now. So nothing needs to be kept back
 while the store takes no writes: when it does again, the difference is recorded, and an event says for how long
-nothing was.
+nothing was. If the store is then not the one that was written before, since its file was deleted or replaced, an event
+says that the record was lost.
 
 Only the discoverer records, and each commit expects its lease's entry: one that was the discoverer, and does not know
 yet that it is no more, is refused.
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from proxy.log import get_logger
-from proxy.store.interface import ABSENT, ConflictError, Expect, Operation, Put, TopologyStore
+from proxy.store.interface import ABSENT, ConflictError, Expect, Operation, Put, TopologyStore, prefix_range
 from proxy.store.records import (
     DISCOVERER,
     EVENT_HEAD,
@@ -30,6 +31,7 @@ from proxy.store.records import (
     VIEWS_BY_TIME,
     Looked,
     ViewRecord,
+    number_of,
     numbered,
     pack_event,
     pack_looked,
@@ -81,6 +83,10 @@ class Recorder:
         self._head: _Head | None = None
         self._missed: tuple[float, str] | None = None  # (Unix seconds, why) of the first look not recorded
         self._missed_count = 0
+        self._last_event: tuple[int, bytes] | None = (
+            None  # (number, value) of the last that this proxy recorded
+        )
+        self._lost: int | None = None  # the number of that event, when the store has it no more
 
     @property
     def number(self) -> int:
@@ -94,6 +100,10 @@ class Recorder:
         self._missed_count += 1
         self.missed_total += 1
         self._head = None  # whether the last commit happened is not known: read again
+
+    def leave_to_another(self) -> None:
+        """Another proxy records by now: what was missed here is its to tell."""
+        self._missed, self._missed_count = None, 0
 
     async def record(self, observation: Observation, look: int, leadership: int) -> Advance:
         """Record one look. ``leadership`` is the revision of the discoverer's entry.
@@ -125,6 +135,8 @@ class Recorder:
                         log.info("cluster_event", kind=event.kind, message=event.message)
                     if next_head.view is not None:
                         self._views.remember(next_head.view)
+                    if events:
+                        self._last_event = _last_event(next_head.event_count, operations)
             except ConflictError as conflict:
                 self._head = None
                 if conflict.key == DISCOVERER:
@@ -132,6 +144,7 @@ class Recorder:
                 continue  # an operator's act put an event on the timeline meanwhile
             self._head = next_head
             self._missed, self._missed_count = None, 0
+            self._lost = None
             return made
 
     async def touch(self, at: float, leadership: int, *, is_last: bool = False) -> None:
@@ -145,6 +158,7 @@ class Recorder:
 
     async def _read_head(self) -> _Head:
         """The record as it is. Reads again if it changes between two reads."""
+        await self._find_lost()
         while True:
             view_entry = await self._store.get(VIEW)
             timeline_entry = await self._store.get(TIMELINE)
@@ -174,9 +188,36 @@ class Recorder:
             looked=looked,
         )
 
+    async def _find_lost(self) -> None:
+        """Whether what this proxy recorded last is still there, or was once and is no longer kept for its age."""
+        if self._last_event is None:
+            return
+        number, value = self._last_event
+        entry = await self._store.get(numbered(EVENTS, number))
+        if entry is None:
+            kept = await self._store.read(*prefix_range(EVENTS), limit=1)
+            is_lost = not kept or number_of(kept[0].key) < number
+        else:
+            is_lost = entry.value != value
+        self._last_event = self._last_event if not is_lost else None
+        if is_lost:
+            self._lost = number
+            self._views.forget()  # numbers mean other versions now
+
     def _own_events(self, head: _Head, observation: Observation) -> list[Event]:
-        """What the timeline must say of its own making: who looks now, and what was not recorded."""
+        """What the timeline must say of its own making: what was lost, who looks now, and what was not recorded."""
         events = []
+        if self._lost is not None:
+            events.append(
+                Event(
+                    EventKind.RECORD_LOST,
+                    observation.at,
+                    f"the store is not the one that {self._proxy_id} recorded in, up to event {self._lost}: its file "
+                    f"was deleted or replaced, and {_count_text(head.event_count)} left",
+                    observation.view.epoch,
+                    evidence={"last_recorded": self._lost, "last_left": head.event_count},
+                )
+            )
         looked = head.looked
         if looked is None or looked.by != self._proxy_id:
             evidence: dict[str, Plain] = {"discoverer": self._proxy_id}
@@ -270,6 +311,15 @@ class Recorder:
         if not has_same_nodes:
             operations.append(Put(numbered(VIEW_NODES, number), pack_nodes(record.view.shards)))
         return operations, record
+
+
+def _last_event(number: int, operations: Sequence[Operation]) -> tuple[int, bytes]:
+    key = numbered(EVENTS, number)
+    return number, next(put.value for put in operations if isinstance(put, Put) and put.key == key)
+
+
+def _count_text(event_count: int) -> str:
+    return f"events up to {event_count} are" if event_count else "none are"
 
 
 def _is_same(record: ViewRecord, observation: Observation) -> bool:
