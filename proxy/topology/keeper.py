@@ -120,9 +120,6 @@ class Keeper:
         self._is_troubled = False
         self._is_unsettled = False  # a migration has not ended, or a node is about to count as lost
         self._touched_at = 0.0  # trio time
-        self._unrecorded_since: float | None = (
-            None  # Unix seconds of the first look that nobody was to record
-        )
         # What the store says:
         self._health = StoreHealth(store.name)
         self._discoverer = ""
@@ -281,13 +278,10 @@ class Keeper:
         """Put what was seen on record, and wait until the watch has brought it; never longer than RECORD_SECONDS."""
         at = self._clock()
         if not self.is_discoverer:
-            # That the store fails is known some time after the first look that this concerns.
-            if self._unrecorded_since is None:
-                self._unrecorded_since = at
+            self.recorder.see(at)
             if problem := self._health.problem:
-                self.recorder.miss(self._unrecorded_since, problem)
+                self.recorder.miss(at, problem)
             return
-        self._unrecorded_since = None
         id_of = {node.address: node.id for node in view.nodes()}
         observation = Observation(
             at=at,
@@ -312,6 +306,7 @@ class Keeper:
         except ConflictError as conflict:
             log.info("no_longer_discoverer", reason=conflict)
             self._leadership = 0
+            self.recorder.miss(at, f"{self.proxy_id} was the discoverer no more")
         except StoreError as error:
             self.recorder.miss(at, str(error))
             self._health.on_write_problem(str(error))
@@ -361,8 +356,7 @@ class Keeper:
         if (looked := newest.get(LOOKED)) is not None:
             self._looked = unpack_looked(looked)
             if self._looked.by != self.proxy_id:
-                self._unrecorded_since = None
-                self.recorder.leave_to_another()
+                self.recorder.leave_to_another(self._looked.at)
             self._heard_at = trio.current_time()
         if WANTED in newest and self.is_discoverer:
             self.topology.refresh_soon()
@@ -430,7 +424,9 @@ class Keeper:
                     await self._renew_lease()
             except LeaseExpiredError:
                 log.warning("lease_ended", reason="the store was not reached in time")
-                self._leadership = 0
+                if self._leadership:
+                    self._leadership = 0
+                    self.recorder.miss(self._clock(), "the lease ended before it could be renewed")
             except StoreError as error:
                 self._health.on_write_problem(str(error))
                 await trio.sleep(RETRY_SECONDS)

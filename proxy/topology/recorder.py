@@ -81,11 +81,15 @@ class Recorder:
         self._limits = limits
         self._views = views
         self._head: _Head | None = None
-        self._missed: tuple[float, str] | None = None  # (Unix seconds, why) of the first look not recorded
-        self._missed_count = 0
-        self._last_event: tuple[int, bytes] | None = (
-            None  # (number, value) of the last that this proxy recorded
+        self._leadership = 0  # under which the head was read
+        self._told_until: float | None = (
+            None  # Unix seconds: changes up to then are on record, or not ours to tell
         )
+        self._missed: tuple[float, str] | None = (
+            None  # (Unix seconds, why): what came since then is not recorded
+        )
+        self._missed_count = 0  # looks
+        self._last_event: tuple[int, bytes] | None = None  # (number, value) of the last recorded here
         self._lost: int | None = None  # the number of that event, when the store has it no more
 
     @property
@@ -93,16 +97,25 @@ class Recorder:
         """Of the newest version of the map on record, as far as this proxy knows; 0 if it does not."""
         return 0 if self._head is None or self._head.view is None else self._head.view.number
 
+    def see(self, at: float) -> None:
+        """This proxy looked while it was not the discoverer: what changes from now on may be its to tell."""
+        if self._told_until is None:
+            self._told_until = at
+
     def miss(self, at: float, reason: str) -> None:
-        """A look was not recorded. The next commit makes an event of it."""
+        """A look was not recorded. The next commit makes an event of it.
+
+        The gap begins with the look before: what changed between the two was seen by this one.
+        """
         if self._missed is None:
-            self._missed = (at, reason)
+            self._missed = (at if self._told_until is None else self._told_until, reason)
         self._missed_count += 1
         self.missed_total += 1
         self._head = None  # whether the last commit happened is not known: read again
 
-    def leave_to_another(self) -> None:
-        """Another proxy records by now: what was missed here is its to tell."""
+    def leave_to_another(self, at: float) -> None:
+        """Another proxy records, and looked at ``at``: what was missed here until then is its to tell."""
+        self._told_until = at
         self._missed, self._missed_count = None, 0
 
     async def record(self, observation: Observation, look: int, leadership: int) -> Advance:
@@ -112,10 +125,21 @@ class Recorder:
         StoreError, and ConflictError for DISCOVERER when another proxy is the discoverer by now. If cancelled, the
         commit may have happened: call ``miss``.
         """
+        if leadership != self._leadership:
+            self._head, self._leadership = (
+                None,
+                leadership,
+            )  # others may have recorded, or the file is another
         while True:
             head = self._head or await self._read_head()
             made = advance(head.timeline, observation, self._limits)
-            events = [*self._own_events(head, observation), *made.events]
+            events = self._own_events(head, observation)
+            # That nobody looked is what a gap in the record looks like to the next look; here it is known better.
+            events += [
+                event
+                for event in made.events
+                if self._missed is None or event.kind is not EventKind.OBSERVATION_GAP
+            ]
             operations, next_head = self._operations(head, made, events, observation, look)
             try:
                 if operations:
@@ -143,6 +167,7 @@ class Recorder:
                     raise
                 continue  # an operator's act put an event on the timeline meanwhile
             self._head = next_head
+            self._told_until = observation.at
             self._missed, self._missed_count = None, 0
             self._lost = None
             return made
@@ -199,9 +224,8 @@ class Recorder:
             is_lost = not kept or number_of(kept[0].key) < number
         else:
             is_lost = entry.value != value
-        self._last_event = self._last_event if not is_lost else None
         if is_lost:
-            self._lost = number
+            self._last_event, self._lost = None, number
             self._views.forget()  # numbers mean other versions now
 
     def _own_events(self, head: _Head, observation: Observation) -> list[Event]:

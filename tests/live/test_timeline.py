@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from proxy.embedded.cluster import Cluster, Node
+from proxy.embedded.cluster import Cluster, Node, running_cluster
+from proxy.embedded.connection import ServerError
 from proxy.embedded.moves import move_slots_atomically, move_slots_with_cli
 from routing.topology import Address
 from tests.live.campaign.proxies import free_address, serving_process
@@ -91,10 +94,6 @@ async def a_proxy(cluster: Cluster, file: Path) -> AsyncIterator[Address]:
 
 @pytest.fixture(params=ENGINES)
 def start_cluster(request: pytest.FixtureRequest) -> ClusterStarter:
-    from functools import partial
-
-    from proxy.embedded.cluster import running_cluster
-
     return partial(running_cluster, engine_named(request.param))
 
 
@@ -159,6 +158,7 @@ async def _fail_over(seen: Watched) -> None:
     victim = seen.cluster.primaries[2]
     (replica,) = [node for node in seen.cluster.replicas if node.primary is victim]
     before = (await seen.get("/v1/topology"))["epoch"]
+    await _write_to(seen.cluster, victim)
     await seen.cluster.kill(victim)
     await seen.wait_event("primary_lost", lambda event: victim.id in event["nodes"])
     promoted_at = await _promotion(seen.cluster, replica)
@@ -172,6 +172,13 @@ async def _fail_over(seen: Watched) -> None:
     with trio.fail_after(20):
         while not await seen.events("replica_recovered"):
             await trio.sleep(0.1)
+
+
+async def _write_to(cluster: Cluster, node: Node) -> None:
+    """So that there is an offset to tell."""
+    for number in range(50):
+        with suppress(ServerError):  # another node's
+            await cluster.call(node, "SET", f"key-{number}", "value")
 
 
 async def _promotion(cluster: Cluster, replica: Node) -> float:
@@ -201,8 +208,6 @@ async def test_nodes_that_come_and_go_are_told(start_cluster: ClusterStarter, tm
 
 async def test_an_atomic_migration_is_one_record(tmp_path: Path) -> None:
     """Valkey's own: its job is named, with its states, though the hand-over takes no longer than some milliseconds."""
-    from proxy.embedded.cluster import running_cluster
-
     async with (
         running_cluster(engine_named("valkey-9.1")) as cluster,
         watched(cluster, tmp_path / "topology.sqlite") as seen,
@@ -220,8 +225,6 @@ async def test_an_atomic_migration_is_one_record(tmp_path: Path) -> None:
 async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
     """Three proxies and one file: one looks, all see; when it is killed, another goes on within seconds and says for
     how long nobody looked. No event is lost, doubled or out of order."""
-    from proxy.embedded.cluster import running_cluster
-
     file = tmp_path / "topology.sqlite"
     async with (
         running_cluster(engine_named("redis-7.0")) as cluster,
@@ -262,8 +265,6 @@ async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
 
 
 def _unix(event: Event) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(event["at"]).timestamp()
 
 

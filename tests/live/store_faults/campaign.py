@@ -200,7 +200,7 @@ def _with_record(
         row, not any(move.ended_at > over_at for move in settled), "nothing moved after the fault"
     )
     for move in unrecorded(settled, record.events):
-        row = _broken_if(row, True, f"slot {move.slot}'s move to {move.owner[:8]} is not in the record")
+        row = _broken_if(row, True, f"{move} is not in the record")
     return _broken_if(
         row, bool(untrue := untrue_versions(stage, record, since)), f"maps that never were: {untrue}"
     )

@@ -20,6 +20,7 @@ from tests.live.store_faults.record import Record, read_copy, read_record
 from tests.live.store_faults.stage import Stage
 from tests.live.store_faults.truth import (
     TOLD_SECONDS,
+    HandOver,
     gap_of,
     lives_without_notice,
     numbering_faults,
@@ -84,12 +85,14 @@ async def run_kills(stage: Stage, load: LoadProcess, count: int, seed: int) -> K
             last_number = record.event_count
     async with stage.serving(file):
         slowest_right = max(slowest_right, await _seconds_until_right(stage))
-        record = await _caught_up(stage, file, began_at)
+        record = await _caught_up(stage, file)
     if slowest_right > RIGHT_SECONDS:
         broken.append(f"a proxy had the right map only after {slowest_right:.1f} s")
-    moves = stage.truth.within(began_at, time.time() - TOLD_SECONDS)
-    broken += [f"slot {move.slot}'s move is not in the record" for move in unrecorded(moves, record.events)]
+    moves = _moves_owed(stage, record)
+    broken += [f"{move} is not in the record" for move in unrecorded(moves, record.events)]
     broken += _faults_of(record) + lives_without_notice(record.events)
+    if not moves:
+        broken.append("the last proxy recorded nothing")
     if untrue := untrue_versions(stage, record, began_at):
         broken.append(f"maps that never were: {untrue}")
     gaps = [gap for event in record.events if (gap := gap_of(event)) is not None]
@@ -127,15 +130,22 @@ async def _cluster_owners(stage: Stage) -> tuple[str, ...]:
     )
 
 
-async def _caught_up(stage: Stage, file: Path, began_at: float) -> Record:
+async def _caught_up(stage: Stage, file: Path) -> Record:
     """The record once the last proxy has written all that it owes, or when CAUGHT_UP_SECONDS are over."""
     ends = trio.current_time() + CAUGHT_UP_SECONDS
     while True:
         record = read_record(file)
-        moves = stage.truth.within(began_at, time.time() - TOLD_SECONDS)
-        if trio.current_time() > ends or (record.events and moves and not unrecorded(moves, record.events)):
+        moves = _moves_owed(stage, record)
+        if trio.current_time() > ends or (moves and not unrecorded(moves, record.events)):
             return record
         await trio.sleep(POLL_SECONDS)
+
+
+def _moves_owed(stage: Stage, record: Record) -> list[HandOver]:
+    """From the record's beginning until lately."""
+    if not record.events:
+        return []
+    return stage.truth.within(record.events[0].at, time.time() - TOLD_SECONDS)
 
 
 def _faults_of(record: Record) -> list[str]:

@@ -26,6 +26,9 @@ class HandOver:
     owned_at: float  # the new owner calls it its own
     ended_at: float  # every node agrees
 
+    def __str__(self) -> str:
+        return f"slot {self.slot}'s move to {self.owner[:8]} from {self.begun_at:.2f} to {self.ended_at:.2f}"
+
 
 @dataclass(slots=True)
 class Truth:
