@@ -299,6 +299,7 @@ class Keeper:
         """Put what was seen on record, and wait until the watch has brought it; never longer than RECORD_SECONDS."""
         at = self._clock()
         if not self.is_discoverer:
+            self.recorder.see(at)
             if problem := self._health.problem:
                 self.recorder.miss(at, problem)
             return
@@ -332,6 +333,7 @@ class Keeper:
         except ConflictError as conflict:
             log.info("no_longer_discoverer", reason=conflict)
             self._leadership = 0
+            self.recorder.miss(at, f"{self.proxy_id} was the discoverer no more")
         except StoreError as error:
             self.recorder.miss(at, str(error))
             self._health.on_write_problem(str(error))
@@ -432,7 +434,7 @@ class Keeper:
     def _on_looked(self, value: bytes) -> None:
         self._looked = unpack_looked(value)
         if self._looked.by != self.proxy_id:
-            self.recorder.forgive(self._looked.at)
+            self.recorder.leave_to_another(self._looked.at)
 
     def _on_timeline(self, value: bytes) -> None:
         if not self.is_discoverer:
@@ -493,6 +495,8 @@ class Keeper:
                     await self._vacant.wait()
             except LeaseExpiredError:
                 log.warning("lease_ended", reason="the store was not reached in time")
+                if self._leadership:
+                    self.recorder.miss(self._clock(), "the lease ended before it could be renewed")
                 self._lease = self._leadership = 0
                 await trio.sleep(RETRY_SECONDS)  # proxies of two machines on one file end each other's leases
             except StoreError as error:
