@@ -11,7 +11,7 @@ refused, because what it says beyond our knowledge could not be kept.
     timeline                  what is needed to make the next events; written with each version and each event
     events                    the number of the newest event
     events/N                  event N
-    migrations/ID             one migration and its stages
+    migrations/N              migration m-N and its stages
     replicas/NODE             the state of one replica
     snapshots/ID              one snapshot
     mode                      the routing mode
@@ -453,6 +453,11 @@ def migration_of(content: Mapping[str, Any]) -> MigrationRecord:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreRefusedError(f"a migration in the store is damaged: {error!r}") from error
+
+
+def migration_key(migration_id: str) -> str:
+    """``m-12`` is under the key with number 12."""
+    return numbered(MIGRATIONS, int(migration_id.removeprefix("m-")))
 
 
 def pack_migration(record: MigrationRecord) -> bytes:

@@ -39,7 +39,6 @@ from routing.replicas import ReplicaRecord
 
 SCAN_EVENTS_MAX = 20_000  # of one call: some 0.2 s of work, in slices
 READ_EVENTS = 256  # of one read of the store
-READ_MIGRATIONS = 64
 REPLICAS_MAX = 10_000
 DECODE_SECONDS = 0.001  # then other tasks get their turn; tested in tests/proxy/topology/test_history.py
 NUMBER_MAX = 10**16 - 2  # the last that a key's digits have room for, with one to follow
@@ -217,14 +216,7 @@ class History:
 
     async def migrations(self, limit: int) -> list[MigrationRecord]:
         """The records of the migrations that began last, the last first."""
-        first, last = prefix_range(MIGRATIONS)
-        newest: list[Entry] = []
-        while True:
-            entries = await self._store.read(first, last, limit=READ_MIGRATIONS)
-            if not entries:
-                break
-            newest = sorted([*newest, *entries], key=_migration_number, reverse=True)[:limit]
-            first = entries[-1].key + "\0"
+        newest = await self._store.read(*prefix_range(MIGRATIONS), limit=limit, descending=True)
         decoding = _Decoding()
         return [await decoding.migration(entry) for entry in newest]
 
@@ -247,7 +239,3 @@ class _Decoding:
         if perf_counter() >= self._until:
             await trio.lowlevel.checkpoint()
             self._until = perf_counter() + DECODE_SECONDS
-
-
-def _migration_number(entry: Entry) -> int:
-    return int(entry.key.rpartition("-")[2])

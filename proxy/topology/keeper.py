@@ -30,6 +30,7 @@ from proxy.store.interface import (
     Batch,
     CompactedError,
     ConflictError,
+    Delete,
     Expect,
     LeaseExpiredError,
     Put,
@@ -61,8 +62,8 @@ from routing.anomalies import Anomaly
 from routing.discovery import Known, Merging, claims_of
 from routing.observation import Observation
 from routing.slot import SLOT_COUNT
-from routing.timeline import TimelineLimits, current_anomalies
-from routing.topology import TopologyView
+from routing.timeline import Advance, Timeline, TimelineLimits, advance, current_anomalies
+from routing.topology import Address, TopologyView
 
 BUSY_SECONDS = 0.1  # between looks while slots move or a node is in trouble
 SOON_SECONDS = 0.01  # after a MOVED or a lost connection; also the least time between two looks
@@ -76,6 +77,7 @@ RETRY_SECONDS = 0.25  # between two attempts at a store that failed
 MOVED_SECONDS = (
     1.0  # another proxy's look may have begun so long before its record comes: a MOVED since then is newer
 )
+HEARD_OF_MAX = 4  # nodes that one wish names; a look asks no more of them
 PROXIES_MAX = 1000  # of one store that are told
 PARTING_SECONDS = 1.0  # for the last words of a proxy that stops
 
@@ -129,6 +131,7 @@ class Keeper:
         self._taken_over: TopologyView | None = (
             None  # the view, when it was last just what another one recorded
         )
+        self._timeline = Timeline()  # as of the last look, on record or not
         self._is_troubled = False
         self._is_unsettled = False  # a migration has not ended, or a node is about to count as lost
         self._touched_at = 0.0  # trio time
@@ -136,6 +139,7 @@ class Keeper:
         self._health = StoreHealth(store.name)
         self._faults: dict[str, str] = {}  # what is being done with the record -> what it failed of
         self._discoverer = ""
+        self._heard_of: list[Address] = []  # by another proxy, which was sent there
         self._proxies: set[str] = set()
         self._heard_at = 0.0  # trio time of the last sign of the discoverer
         self._looked: Looked | None = None
@@ -259,7 +263,8 @@ class Keeper:
         """Ask the discoverer to look."""
         try:
             with trio.move_on_after(WANT_SECONDS):
-                await self._store.commit([Put(WANTED, pack(self.proxy_id))])
+                moved_to = [str(address) for address in self.topology.moved_to()[:HEARD_OF_MAX]]
+                await self._store.commit([Put(WANTED, pack([self.proxy_id, moved_to]))])
                 self._health.on_written()
         except StoreError as error:
             self._health.on_write_problem(str(error))
@@ -268,8 +273,9 @@ class Keeper:
         """One look: ask, merge, record, adopt."""
         topology = self.topology
         look = await self.discovery.look(
-            topology.view, with_seeds=self._is_troubled, heard_of=topology.moved_to()
+            topology.view, with_seeds=self._is_troubled, heard_of=[*topology.moved_to(), *self._heard_of]
         )
+        self._heard_of = []
         self._look_count += 1
         self._look_began = look.began
         topology.engine_version = self.discovery.engine_version
@@ -296,16 +302,10 @@ class Keeper:
         self.topology.adopt(view, began)
 
     async def _record_look(self, look: Look, view: TopologyView) -> None:
-        """Put what was seen on record, and wait until the watch has brought it; never longer than RECORD_SECONDS."""
-        at = self._clock()
-        if not self.is_discoverer:
-            self.recorder.see(at)
-            if problem := self._health.problem:
-                self.recorder.miss(at, problem)
-            return
+        """Put what was seen on record, and wait until the watch has brought it; both for a bounded time."""
         id_of = {node.address: node.id for node in view.nodes()}
         observation = Observation(
-            at=at,
+            at=self._clock(),
             view=view,
             reports=look.reports,
             problems={
@@ -313,23 +313,40 @@ class Keeper:
             },
             keys_in_slot=look.keys_in_slot,
         )
+        # Time that was meant to pass is no gap.
+        limits = replace(self._limits, gap_seconds=self.refresh_seconds + self._limits.gap_seconds)
+        try:
+            made = await self._recorded(observation, limits)
+            if made is None:  # what counts as an anomaly counts whether it is on record or not
+                made = advance(self._timeline, observation, limits)
+        except Exception as fault:
+            self.recorder.miss(observation.at, repr(fault))
+            self._on_fault("recording", fault)
+            return
+        self._faults.pop("recording", None)
+        self._timeline = made.timeline
+        self.anomalies = made.anomalies
+        self._is_unsettled = bool(made.timeline.migrations or made.timeline.doubted)
+        with trio.move_on_after(RECORD_SECONDS):
+            while self.recorder.number > self.recorded.number:
+                await self._followed.wait()
+
+    async def _recorded(self, observation: Observation, limits: TimelineLimits) -> Advance | None:
+        """What the record made of it; None if it does not take it, or not from this proxy."""
+        at = observation.at
+        if not self.is_discoverer:
+            self.recorder.see(at)
+            if problem := self._health.problem:
+                self.recorder.miss(at, problem)
+            return None
         try:
             with trio.fail_after(RECORD_SECONDS):
-                gap_seconds = self.refresh_seconds + self._limits.gap_seconds
-                made = await self.recorder.record(
-                    observation,
-                    self._look_count,
-                    self._leadership,
-                    replace(self._limits, gap_seconds=gap_seconds),  # time that was meant to pass is no gap
-                )
-                self.anomalies = made.anomalies
-                self._is_unsettled = bool(made.timeline.migrations or made.timeline.doubted)
-                while self.recorder.number > self.recorded.number:
-                    await self._followed.wait()
+                made = await self.recorder.record(observation, self._look_count, self._leadership, limits)
                 if trio.current_time() - self._touched_at > TOUCH_SECONDS:
                     await self.recorder.touch(at, self._leadership)
                     self._touched_at = trio.current_time()
                     self._health.on_written()
+                return made
         except ConflictError as conflict:
             log.info("no_longer_discoverer", reason=conflict)
             self._leadership = 0
@@ -341,11 +358,7 @@ class Keeper:
             reason = f"the store {self._store.name} did not answer within {RECORD_SECONDS:g} s"
             self.recorder.miss(at, reason)
             self._health.on_write_problem(reason)
-        except Exception as fault:
-            self.recorder.miss(at, repr(fault))
-            self._on_fault("recording", fault)
-        else:
-            self._faults.pop("recording", None)
+        return None
 
     # -- following
 
@@ -411,7 +424,9 @@ class Keeper:
             if key.startswith(PROXIES):
                 change = self._proxies.discard if value is None else self._proxies.add
                 change(key.removeprefix(PROXIES))
-        if WANTED in newest and self.is_discoverer:
+        if (wanted := newest.get(WANTED)) is not None and self.is_discoverer:
+            _, moved_to = unpack(wanted, "wish to look")
+            self._heard_of = [Address.parse(address) for address in moved_to]
             self.topology.refresh_soon()
         if (view := newest.get(VIEW)) is not None:
             await self._on_version(unpack_number(view, "map's number"), looked_at=inf)
@@ -489,7 +504,9 @@ class Keeper:
                     await self._renew_lease()
                 else:
                     await self._take_lease()
-                if not self.is_discoverer and not self._is_foreign:
+                if self.is_discoverer and self._is_blind():
+                    await self._resign()
+                elif not self.is_discoverer and not self._is_foreign and not self._is_blind():
                     await self._stand()
                 with trio.move_on_after(RENEW_SECONDS):
                     await self._vacant.wait()
@@ -523,6 +540,18 @@ class Keeper:
             await self._store.renew(self._lease)
         self._lease_ends_at = began + LEASE_SECONDS
         self._health.on_written()
+
+    def _is_blind(self) -> bool:
+        """Whether no node has answered this proxy for long: another one may see more."""
+        answered_at = self.discovery.answered_at
+        since = trio.current_time() - self.refresh_seconds - SILENCE_SECONDS
+        return answered_at is None or answered_at < since
+
+    async def _resign(self) -> None:
+        log.warning("discoverer_resigned", reason="no node answers")
+        leadership, self._leadership = self._leadership, 0
+        with trio.fail_after(LEASE_SECONDS):
+            await self._store.commit([Delete(DISCOVERER)], [Expect(DISCOVERER, leadership)])
 
     async def _stand(self) -> None:
         """Become the discoverer if nobody is, or find out that an attempt of which nothing was heard did it."""

@@ -23,6 +23,7 @@ from proxy.store.interface import (
     Expect,
     Operation,
     Put,
+    StoreRefusedError,
     TopologyStore,
     prefix_range,
 )
@@ -31,7 +32,6 @@ from proxy.store.records import (
     EVENT_HEAD,
     EVENTS,
     LOOKED,
-    MIGRATIONS,
     REPLICAS,
     TIMELINE,
     VIEW,
@@ -41,6 +41,7 @@ from proxy.store.records import (
     VIEWS_BY_TIME,
     Looked,
     ViewRecord,
+    migration_key,
     number_of,
     numbered,
     pack_event,
@@ -212,6 +213,10 @@ class Recorder:
             again = await self._store.get(VIEW)
             if (again and again.revision) == (view_entry and view_entry.revision):
                 break
+        if view_entry is not None and view is None:
+            raise StoreRefusedError(
+                f"the store {self._store.name} has lost the version of the map that it names"
+            )
         looked = None if looked_entry is None else unpack_looked(looked_entry.value)
         timeline = Timeline() if timeline_entry is None else unpack_timeline(timeline_entry.value)
         return _Head(
@@ -320,7 +325,7 @@ class Recorder:
         event_count = head.event_count + len(events)
         if events:
             operations.append(Put(EVENT_HEAD, pack_number(event_count)))
-        operations += [Put(f"{MIGRATIONS}{record.id}", pack_migration(record)) for record in made.migrations]
+        operations += [Put(migration_key(record.id), pack_migration(record)) for record in made.migrations]
         replicas = replica_records(
             head.replicas, observation.view, observation.reports, made.timeline.lost, observation.at
         )

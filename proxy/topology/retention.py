@@ -17,6 +17,7 @@ from proxy.store.interface import Delete, StoreError, TopologyStore, prefix_rang
 from proxy.store.records import (
     EVENT_HEAD,
     EVENTS,
+    MIGRATIONS,
     VIEW,
     VIEW_NODES,
     VIEWS,
@@ -30,6 +31,7 @@ from proxy.store.records import (
 TRIM_SECONDS = 60.0  # between two rounds
 REMOVED_EVENTS = 250  # of one commit
 REMOVED_VERSIONS = 50  # of one commit; three keys each
+MIGRATIONS_KEPT_MAX = 10_000
 LOG_REVISIONS_KEPT = 10_000  # a watch that is no further behind than this goes on
 
 log = get_logger(__name__)
@@ -78,6 +80,7 @@ async def trim(store: TopologyStore, *, events_kept_max: int, views_kept_max: in
     events = await _trim_events(store, events_kept_max)
     versions = await _trim_versions(store, views_kept_max)
     nodes_parts = await _trim_nodes_parts(store)
+    await _trim_migrations(store)
     revision = await store.revision()
     if revision > LOG_REVISIONS_KEPT:
         await store.compact(revision - LOG_REVISIONS_KEPT)
@@ -123,6 +126,17 @@ async def _trim_nodes_parts(store: TopologyStore) -> int:
         await store.commit([Delete(entry.key) for entry in entries])
         removed += len(entries)
     return removed
+
+
+async def _trim_migrations(store: TopologyStore) -> None:
+    """A migration that old has ended: the record of one that has not stands in the timeline as well."""
+    newest = await store.read(*prefix_range(MIGRATIONS), limit=1, descending=True)
+    first_kept = number_of(newest[0].key) - MIGRATIONS_KEPT_MAX + 1 if newest else 0
+    while first_kept > 0:
+        entries = await store.read(MIGRATIONS, numbered(MIGRATIONS, first_kept), limit=REMOVED_EVENTS)
+        if not entries:
+            break
+        await store.commit([Delete(entry.key) for entry in entries])
 
 
 async def _head(store: TopologyStore, key: str) -> int:

@@ -9,13 +9,13 @@ from proxy.store.interface import Operation, Put, TopologyStore
 from proxy.store.records import (
     EVENT_HEAD,
     EVENTS,
-    MIGRATIONS,
     VIEW,
     VIEW_NODES,
     VIEWS,
     ViewRecord,
     index_keys,
     migration_content,
+    migration_key,
     numbered,
     pack,
     pack_event,
@@ -97,4 +97,4 @@ def a_migration(number: int, **fields: object) -> MigrationRecord:
 
 
 async def write_migration(store: TopologyStore, record: MigrationRecord) -> None:
-    await store.commit([Put(f"{MIGRATIONS}{record.id}", pack(migration_content(record)))])
+    await store.commit([Put(migration_key(record.id), pack(migration_content(record)))])

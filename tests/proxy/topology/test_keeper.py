@@ -80,6 +80,7 @@ class ModelDiscovery:
         self.cluster = cluster
         self.seeds = (cluster.address_of(0),)
         self.looks_total = 0
+        self.heard_of: list[Address] = []
         self.answered_at: float | None = None
         self.engine_version = "7.0.0"
 
@@ -87,6 +88,7 @@ class ModelDiscovery:
         began = trio.current_time()
         await trio.sleep(0.001)
         self.looks_total += 1
+        self.heard_of += heard_of
         addresses = tuple(map(self.cluster.address_of, range(self.cluster.primaries)))
         if self.cluster.is_down:
             return Look(began, addresses, (), dict.fromkeys(addresses, "down"), {})
@@ -288,6 +290,61 @@ async def test_a_discoverer_that_stops_is_replaced_at_once(autojump_clock: trio.
         await eventually(lambda: two.keeper.is_discoverer, 4 * SOON)
         await trio.sleep(SOON)
         assert (await fleet.events_of(EventKind.DISCOVERER_CHANGED))[-1].evidence["former_said_so"] is True
+
+
+async def test_a_discoverer_that_sees_nothing_resigns(autojump_clock: trio.testing.MockClock) -> None:
+    """Its store is fine, and no node answers it, a changed password for one: another looks and records instead."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        one.discovery.cluster = ClusterModel(is_down=True)
+        await eventually(lambda: two.keeper.is_discoverer, SILENCE_SECONDS + LEASE_SECONDS + 1)
+        fleet.cluster.move(7, 2)
+        await eventually(lambda: one.owner(7) == fleet.cluster.address_of(2), 1.0)
+        await trio.sleep(10)
+        assert two.keeper.is_discoverer
+        one.discovery.cluster = fleet.cluster
+        two.stop()
+        await eventually(lambda: one.keeper.is_discoverer, 2.0)
+
+
+async def test_a_lone_proxy_before_a_cluster_that_is_down_goes_on_when_it_is_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It resigned meanwhile, and nobody took its place."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        fleet.cluster.is_down = True
+        await trio.sleep(30)
+        assert not one.keeper.is_discoverer
+        fleet.cluster.is_down = False
+        await eventually(lambda: one.keeper.is_discoverer, REFRESH_SECONDS + 1)
+        fleet.cluster.move(7, 2)
+        await eventually(lambda: one.keeper.recorded.number == 2, REFRESH_SECONDS + SOON)
+
+
+async def test_anomalies_are_named_while_nothing_can_be_recorded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What is wrong with the cluster is no less wrong when the store is locked as well."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        one.store.is_locked = True
+        await trio.sleep(LEASE_SECONDS + 1)
+        fleet.cluster.owners[100:200] = [9] * 100
+        await trio.sleep(1)
+        assert "uncovered_slots" in [anomaly.kind.value for anomaly in one.keeper.anomalies]
+        fleet.cluster.owners[100:200] = [0] * 100
+        await trio.sleep(1)
+        assert "uncovered_slots" not in [anomaly.kind.value for anomaly in one.keeper.anomalies]
+
+
+async def test_a_wish_names_the_node_that_was_heard_of(autojump_clock: trio.testing.MockClock) -> None:
+    """In a large cluster the discoverer asks some nodes in turn, and those first that somebody was sent to."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        await trio.sleep(1)
+        two.topology.on_moved(7, Address("elsewhere", 7))
+        await eventually(lambda: Address("elsewhere", 7) in one.discovery.heard_of, 0.5)
 
 
 async def test_a_silent_discoverer_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:

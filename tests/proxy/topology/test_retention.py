@@ -6,16 +6,18 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.store.interface import CompactedError, Put, StoreRefusedError
+from proxy.store.interface import CompactedError, Put, StoreRefusedError, prefix_range
 from proxy.store.memory import MemoryStore
 from proxy.store.records import (
     EVENT_HEAD,
     EVENTS,
+    MIGRATIONS,
     VIEW,
     VIEW_NODES,
     VIEWS,
     VIEWS_BY_EPOCH,
     VIEWS_BY_TIME,
+    migration_key,
     number_of,
     numbered,
     pack,
@@ -143,3 +145,13 @@ async def test_a_damaged_value_fails_the_round_and_not_the_proxy(key: str) -> No
 def test_the_newest_can_not_be_given_up() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Retention(0, 1)
+
+
+async def test_old_migrations_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reshard leaves a record: the oldest of very many are not kept for ever."""
+    monkeypatch.setattr(retention, "MIGRATIONS_KEPT_MAX", 2)
+    store = MemoryStore()
+    await store.commit([Put(migration_key(f"m-{number}"), b"") for number in range(8, 13)])
+    await trim(store, events_kept_max=10, views_kept_max=10)
+    kept = await store.read(*prefix_range(MIGRATIONS), limit=10)
+    assert [entry.key for entry in kept] == [migration_key("m-11"), migration_key("m-12")]
