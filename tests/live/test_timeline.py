@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import subprocess
+import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -242,9 +243,7 @@ async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
         shards = [(await seen.get("/v1/topology"))["shards"] for seen in (leader, follower)]
         assert shards[0] == shards[1]
         pid = int(discoverer.split("-")[-2])
-        subprocess.run(
-            ["kill", "-STOP", str(pid)], check=True
-        )  # worse than its death: it holds its connections
+        os.kill(pid, signal.SIGSTOP)  # worse than its death: it holds its connections
         try:
             with trio.fail_after(10):
                 while (await follower.get("/v1/topology"))["record"]["discoverer"] in (None, discoverer):
@@ -254,7 +253,7 @@ async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
                 while len(await follower.events("migration_completed")) < 2:
                     await trio.sleep(0.1)
         finally:
-            subprocess.run(["kill", "-CONT", str(pid)], check=True)
+            os.kill(pid, signal.SIGCONT)
         await trio.sleep(1.0)
         change = (await leader.events("discoverer_changed"))[-1]
         assert change["evidence"]["former"] == discoverer
