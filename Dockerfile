@@ -12,6 +12,10 @@
 #
 # The admin port listens beyond loopback only with a token; /healthz, which the health check asks from inside,
 # needs none.
+# The record (topology, events, audit) lies in /var/lib/steadyread; mount a volume there to keep it, and to share it
+# between the proxies of a cluster on one host: -v steadyread:/var/lib/steadyread, with --set
+# store.file=/var/lib/steadyread/topology.sqlite where their admin ports differ.
+#
 # Options stand in `docker run --rm steadyread serve --help`; a settings file can be mounted and named by --config.
 #
 # For builds that must not change with time, name the base image by what it holds, not by its tag alone:
@@ -29,10 +33,12 @@ RUN pip wheel --no-cache-dir --wheel-dir /wheels .
 FROM ${BASE}
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels steadyread \
-    && useradd --system --no-create-home --shell /usr/sbin/nologin steadyread
+    && useradd --system --no-create-home --shell /usr/sbin/nologin steadyread \
+    && install --directory --owner=steadyread --mode=0700 /var/lib/steadyread
 USER steadyread
 WORKDIR /tmp
-ENV PYTHONUNBUFFERED=1
+ENV PYTHONUNBUFFERED=1 XDG_STATE_HOME=/var/lib
+VOLUME /var/lib/steadyread
 EXPOSE 7379 7380
 # urlopen raises, so python exits with 1, on a refusal, a time-out and any status of 400 and more.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
