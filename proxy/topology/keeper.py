@@ -66,6 +66,7 @@ from routing.timeline import Advance, Timeline, TimelineLimits, advance, current
 from routing.topology import Address, TopologyView
 
 BUSY_SECONDS = 0.1  # between looks while slots move or a node is in trouble
+BUSY_FOR_SECONDS = 10.0  # after the last change, looks are as seldom as ever
 SOON_SECONDS = 0.01  # after a MOVED or a lost connection; also the least time between two looks
 WANT_SECONDS = 0.1  # between two wishes of one proxy to the discoverer
 RECORD_SECONDS = 0.25  # the store may hold a new view back for so long; then it is adopted unrecorded
@@ -133,6 +134,8 @@ class Keeper:
         )
         self._timeline = Timeline()  # as of the last look, on record or not
         self._is_troubled = False
+        self._seen = topology.view  # by the last look
+        self._changed_at = 0.0  # trio time at which the view changed last, or trouble began
         self._is_unsettled = False  # a migration has not ended, or a node is about to count as lost
         self._touched_at = 0.0  # trio time
         # What the store says:
@@ -239,7 +242,7 @@ class Keeper:
             if self._must_look():
                 self.topology.take_wanted()
                 await self._look()
-                if self._is_troubled or self._is_unsettled or self.topology.view.migrations:
+                if self._is_busy():
                     seconds = min(BUSY_SECONDS, self.refresh_seconds)
             elif self.topology.wanted.is_set():
                 self.topology.take_wanted()
@@ -248,6 +251,12 @@ class Keeper:
             with trio.move_on_after(seconds):
                 await self.topology.wanted.wait()
             await trio.sleep(SOON_SECONDS)
+
+    def _is_busy(self) -> bool:
+        """Whether something is about to change. What stays as it is, a node that is down or a slot that somebody left
+        open, is no reason to look often for long."""
+        is_fresh = trio.current_time() - self._changed_at < BUSY_FOR_SECONDS
+        return is_fresh and (self._is_troubled or self._is_unsettled or bool(self.topology.view.migrations))
 
     def _must_look(self) -> bool:
         """Whether nobody else is known to look for this proxy."""
@@ -291,11 +300,15 @@ class Keeper:
             self._adopt(known.view, look.began, known.claim_epochs)
             self._adopted_look = self._look_count
             self._adopted_began = look.began
+        was_troubled, former = self._is_troubled, self._seen
+        self._seen = topology.view
         self._is_troubled = (
             len(look.reports) < len(look.asked)
             or topology.view.unowned_count > 0
             or any(not report.is_cluster_ok for report in look.reports)
         )
+        if self._seen is not former or (self._is_troubled and not was_troubled):
+            self._changed_at = trio.current_time()
 
     def _adopt(self, view: TopologyView, began: float, claims: Sequence[int]) -> None:
         self._claims = claims

@@ -307,6 +307,23 @@ async def test_a_discoverer_that_sees_nothing_resigns(autojump_clock: trio.testi
         await eventually(lambda: one.keeper.is_discoverer, 2.0)
 
 
+async def test_lasting_trouble_is_looked_at_seldom(autojump_clock: trio.testing.MockClock) -> None:
+    """A node that is down for good costs as little as one that is well, once nothing changes any more."""
+    async with a_fleet() as fleet:
+        one = await fleet.start("one")
+        fleet.cluster.owners[100:200] = [9] * 100
+        await trio.sleep(2)
+        before = one.discovery.looks_total
+        await trio.sleep(2)
+        assert one.discovery.looks_total - before > 10
+        await trio.sleep(20)
+        before = one.discovery.looks_total
+        await trio.sleep(10)
+        assert one.discovery.looks_total - before <= 10 / REFRESH_SECONDS
+        fleet.cluster.owners[100:200] = [0] * 100
+        await eventually(lambda: one.owner(150) == fleet.cluster.address_of(0), REFRESH_SECONDS + SOON)
+
+
 async def test_a_lone_proxy_before_a_cluster_that_is_down_goes_on_when_it_is_back(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
