@@ -24,6 +24,7 @@ class EventKind(Enum):
     CLUSTER_SEEN = "cluster_seen"  # the first view of this record
     CLUSTER_REPLACED = "cluster_replaced"  # no node in common with the record
     OBSERVATION_GAP = "observation_gap"  # nobody looked, or nothing could be recorded, for a while
+    RECORD_LOST = "record_lost"  # the store is not the one that was written before
     DISCOVERER_CHANGED = "discoverer_changed"
     NODE_ADDED = "node_added"
     NODE_REMOVED = "node_removed"

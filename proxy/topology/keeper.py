@@ -299,6 +299,7 @@ class Keeper:
         """Put what was seen on record, and wait until the watch has brought it; never longer than RECORD_SECONDS."""
         at = self._clock()
         if not self.is_discoverer:
+            self.recorder.see(at)
             if problem := self._health.problem:
                 self.recorder.miss(at, problem)
             return
@@ -331,7 +332,7 @@ class Keeper:
                     self._health.on_written()
         except ConflictError as conflict:
             log.info("no_longer_discoverer", reason=conflict)
-            self._leadership = 0
+            self._lose_leadership("this proxy was the discoverer no more")
         except StoreError as error:
             self.recorder.miss(at, str(error))
             self._health.on_write_problem(str(error))
@@ -493,7 +494,8 @@ class Keeper:
                     await self._vacant.wait()
             except LeaseExpiredError:
                 log.warning("lease_ended", reason="the store was not reached in time")
-                self._lease = self._leadership = 0
+                self._lose_leadership("the lease ended before it could be renewed")
+                self._lease = 0
                 await trio.sleep(RETRY_SECONDS)  # proxies of two machines on one file end each other's leases
             except StoreError as error:
                 self._health.on_write_problem(str(error))
@@ -513,6 +515,12 @@ class Keeper:
         self._lease = lease  # one that was granted and is not known here ends by itself
         self._lease_ends_at = began + LEASE_SECONDS
 
+    def _lose_leadership(self, why: str) -> None:
+        """What changes until it is had again is not recorded, unless another proxy does."""
+        if self._leadership:
+            self._leadership = 0
+            self.recorder.miss(self._clock(), why)
+
     async def _renew_lease(self) -> None:
         began = trio.current_time()
         with trio.fail_after(LEASE_SECONDS):
@@ -530,9 +538,11 @@ class Keeper:
                         [Put(DISCOVERER, pack(self.proxy_id), self._lease)], [Expect(DISCOVERER, ABSENT)]
                     )
                 except ConflictError:
-                    self._leadership = 0
+                    self._lose_leadership("another proxy became the discoverer")
+            elif entry.lease == self._lease:
+                self._leadership = entry.revision
             else:
-                self._leadership = entry.revision if entry.lease == self._lease else 0
+                self._lose_leadership("another lease than this proxy's holds")
         if self._leadership:
             log.info("is_discoverer", proxy=self.proxy_id)
             self.topology.refresh_soon()

@@ -3,7 +3,8 @@
 One commit holds them all, so the record never shows a map without the events that explain it, or the other way
 round. The events are made from what the store holds and from what is seen now. So nothing needs to be kept back
 while the store takes no writes: when it does again, the difference is recorded, and an event says for how long
-nothing was.
+nothing was. If the store is then not the one that was written before, since its file was deleted or replaced, an event
+says that the record was lost.
 
 Only the discoverer records, and each commit expects its lease's entry: one that was the discoverer, and does not know
 yet that it is no more, is refused.
@@ -40,6 +41,7 @@ from proxy.store.records import (
     VIEWS_BY_TIME,
     Looked,
     ViewRecord,
+    number_of,
     numbered,
     pack_event,
     pack_looked,
@@ -91,25 +93,39 @@ class Recorder:
         self._proxy_id = proxy_id
         self._views = views
         self._head: _Head | None = None
-        self._missed: tuple[float, str] | None = None  # (Unix seconds, why) of the first look not recorded
-        self._missed_count = 0
+        self._told_until: float | None = (
+            None  # Unix seconds: earlier changes are recorded, or not ours to tell
+        )
+        self._missed: tuple[float, str] | None = None  # (Unix seconds, why): later changes are not recorded
+        self._missed_count = 0  # looks
+        self._last_event: tuple[int, bytes] | None = None  # (number, value) of the last recorded here
+        self._lost: int | None = None  # the number of that event, when the store has it no more
 
     @property
     def number(self) -> int:
         """Of the newest version of the map on record, as far as this proxy knows; 0 if it does not."""
         return 0 if self._head is None or self._head.view is None else self._head.view.number
 
+    def see(self, at: float) -> None:
+        """This proxy looked while it was not the discoverer: what changes from now on may be its to tell."""
+        if self._told_until is None:
+            self._told_until = at
+
     def miss(self, at: float, reason: str) -> None:
-        """A look was not recorded. The next commit makes an event of it."""
+        """A look was not recorded, or this proxy lost the lease to do so. The next commit makes an event of it.
+
+        The gap begins with the look before: what changed between the two was seen by this one.
+        """
         if self._missed is None:
-            self._missed = (at, reason)
+            self._missed = (at if self._told_until is None else self._told_until, reason)
         self._missed_count += 1
         self.missed_total += 1
-        self._head = None  # whether the last commit happened is not known: read again
+        self._head = None  # whether the last commit happened, and in which file, is not known: read again
 
     def forgive(self, at: float) -> None:
         """Another proxy looked at ``at``, and has recorded what there was: no look before that was missed."""
-        if self._missed is not None and self._missed[0] <= at:
+        if self._missed is None or self._missed[0] <= at:
+            self._told_until = at
             self._missed, self._missed_count = None, 0
 
     async def record(
@@ -124,7 +140,13 @@ class Recorder:
         while True:
             head = self._head or await self._read_head()
             made = advance(head.timeline, observation, limits)
-            events = [*self._own_events(head, observation), *made.events]
+            events = self._own_events(head, observation)
+            # That nobody looked is what a gap in the record looks like to the next look; here it is known better.
+            events += [
+                event
+                for event in made.events
+                if self._missed is None or event.kind is not EventKind.OBSERVATION_GAP
+            ]
             operations, next_head = self._operations(head, made, events, observation, look)
             try:
                 if operations:
@@ -144,13 +166,17 @@ class Recorder:
                         log.info("cluster_event", kind=event.kind, message=event.message)
                     if next_head.view is not None:
                         self._views.remember(next_head.view)
+                    if events:
+                        self._last_event = _last_event(next_head.event_count, operations)
             except ConflictError as conflict:
                 self._head = None
                 if conflict.key == DISCOVERER:
                     raise
                 continue  # an operator's act put an event on the timeline meanwhile
             self._head = next_head
+            self._told_until = observation.at
             self._missed, self._missed_count = None, 0
+            self._lost = None
             return made
 
     async def touch(self, at: float, leadership: int, *, is_last: bool = False) -> None:
@@ -164,6 +190,7 @@ class Recorder:
 
     async def _read_head(self) -> _Head:
         """The record as it is. Reads again if it changes between two reads."""
+        await self._find_lost()
         while True:
             view_entry = await self._store.get(VIEW)
             timeline_entry = await self._store.get(TIMELINE)
@@ -198,9 +225,35 @@ class Recorder:
             },
         )
 
+    async def _find_lost(self) -> None:
+        """Whether what this proxy recorded last is still there, or was once and is no longer kept for its age."""
+        if self._last_event is None:
+            return
+        number, value = self._last_event
+        entry = await self._store.get(numbered(EVENTS, number))
+        if entry is None:
+            kept = await self._store.read(*prefix_range(EVENTS), limit=1)
+            is_lost = not kept or number_of(kept[0].key) < number
+        else:
+            is_lost = entry.value != value
+        if is_lost:
+            self._last_event, self._lost = None, number
+            self._views.forget()  # numbers mean other versions now
+
     def _own_events(self, head: _Head, observation: Observation) -> list[Event]:
-        """What the timeline must say of its own making: who looks now, and what was not recorded."""
+        """What the timeline must say of its own making: what was lost, who looks now, and what was not recorded."""
         events = []
+        if self._lost is not None:
+            events.append(
+                Event(
+                    EventKind.RECORD_LOST,
+                    observation.at,
+                    f"the store is not the one that {self._proxy_id} recorded in, up to event {self._lost}: its file "
+                    f"was deleted or replaced, and {_count_text(head.event_count)} left",
+                    observation.view.epoch,
+                    evidence={"last_recorded": self._lost, "last_left": head.event_count},
+                )
+            )
         looked = head.looked
         if looked is None or looked.by != self._proxy_id:
             evidence: dict[str, Plain] = {"discoverer": self._proxy_id}
@@ -303,6 +356,15 @@ class Recorder:
         if not has_same_nodes:
             operations.append(Put(numbered(VIEW_NODES, number), pack_nodes(record.view.shards)))
         return operations, record
+
+
+def _last_event(number: int, operations: Sequence[Operation]) -> tuple[int, bytes]:
+    key = numbered(EVENTS, number)
+    return number, next(put.value for put in operations if isinstance(put, Put) and put.key == key)
+
+
+def _count_text(event_count: int) -> str:
+    return f"events up to {event_count} are" if event_count else "none are"
 
 
 def _is_same(record: ViewRecord, observation: Observation) -> bool:

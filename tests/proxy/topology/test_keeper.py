@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.store.interface import Batch, Entry, StoreUnavailableError, Watch
+from proxy.store.interface import Batch, Delete, Entry, LeaseExpiredError, Put, StoreUnavailableError, Watch
 from proxy.store.memory import MemoryStore
-from proxy.store.records import EVENTS, unpack_event
+from proxy.store.records import DISCOVERER, EVENT_HEAD, EVENTS, numbered, pack_number, unpack_event
 from proxy.topology.discovery import Look
 from proxy.topology.keeper import LEASE_SECONDS, RECORD_SECONDS, SILENCE_SECONDS, Keeper
 from proxy.topology.service import Topology
@@ -109,6 +109,7 @@ class FailingStore:
         self.is_cut = False
         self.is_hung = False
         self.is_locked = False  # takes no writes
+        self.is_stuck = False  # writes never end
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
@@ -129,7 +130,7 @@ class FailingStore:
         return CutWatch(self, self._store.watch(prefix, after))
 
     async def _pass(self, is_write: bool) -> None:
-        if self.is_hung:
+        if self.is_hung or (self.is_stuck and is_write):
             await trio.sleep_forever()
         if self.is_cut or (self.is_locked and is_write):
             raise StoreUnavailableError("the file is locked by another process")
@@ -417,3 +418,173 @@ async def test_a_version_comes_too_late_to_undo_a_later_look(autojump_clock: tri
 async def _release(event: trio.Event, seconds: float) -> None:
     await trio.sleep(seconds)
     event.set()
+
+
+async def test_a_gap_begins_with_the_first_look_that_nobody_recorded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """That a store does not answer is known only after a while; what was seen until then was not recorded either."""
+    async with a_fleet() as fleet:
+        proxy = ProxyModel("one", fleet.cluster, fleet.store)
+        proxy.store.is_stuck = True
+        started_at = wall_clock()
+        fleet.nursery.start_soon(proxy.run)
+        await trio.sleep(3 * LEASE_SECONDS)
+        proxy.store.is_stuck = False
+        await trio.sleep(LEASE_SECONDS + 1)
+        (gap,) = await fleet.events_of(EventKind.OBSERVATION_GAP)
+        since = gap.evidence["from"]
+        assert isinstance(since, float)
+        assert since <= started_at + SOON
+
+
+async def test_a_gap_begins_with_the_last_look_that_was_recorded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What happened between it and the first look that the store did not take is lost with that one: a slot that went
+    and came back shows in no later look."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        await trio.sleep(10)
+        proxy.topology.refresh_soon()
+        await trio.sleep(SOON)
+        recorded_at = wall_clock()
+        proxy.store.is_locked = True
+        fleet.cluster.move(7, 2)
+        await trio.sleep(3)
+        fleet.cluster.move(7, 0)
+        await trio.sleep(3)
+        proxy.store.is_locked = False
+        await trio.sleep(LEASE_SECONDS + 1)
+        (gap,) = await fleet.events_of(EventKind.OBSERVATION_GAP)
+        since = gap.evidence["from"]
+        assert isinstance(since, float)
+        assert recorded_at - 2 * SOON <= since <= recorded_at
+
+
+async def test_a_lease_that_is_lost_makes_a_gap(autojump_clock: trio.testing.MockClock) -> None:
+    """A renewal comes too late, and the entry of the lost lease keeps everyone from recording until it ends. What
+    came and went meanwhile is covered by an event."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        await trio.sleep(3)
+        renew, began_at = fleet.store.renew, wall_clock()
+
+        async def fail(lease: int) -> None:
+            fleet.store.renew = renew  # type: ignore[method-assign]
+            raise LeaseExpiredError("as after a stop of some seconds")
+
+        fleet.store.renew = fail  # type: ignore[method-assign]
+        await eventually(lambda: not proxy.keeper.is_discoverer, 1.0)
+        fleet.cluster.move(7, 2)
+        proxy.topology.refresh_soon()
+        await eventually(lambda: proxy.owner(7) == fleet.cluster.address_of(2), 1.0)
+        fleet.cluster.move(7, 0)
+        ended_at = wall_clock()
+        await trio.sleep(2 * LEASE_SECONDS)
+        assert proxy.keeper.is_discoverer
+        (gap,) = await fleet.events_of(EventKind.OBSERVATION_GAP)
+        since = gap.evidence["from"]
+        assert isinstance(since, float)
+        assert since <= began_at + REFRESH_SECONDS + SOON
+        assert gap.at >= ended_at
+
+
+async def test_the_record_begins_anew_in_another_file(autojump_clock: trio.testing.MockClock) -> None:
+    """The file is exchanged while nothing changes in the cluster and no look is due: the new one gets the map and the
+    events all the same."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        proxy.keeper.refresh_seconds = 60.0
+        await trio.sleep(1)
+        renew = fleet.store.renew
+
+        async def exchange(lease: int) -> None:
+            fleet.store.renew = renew  # type: ignore[method-assign]
+            entries = await fleet.store.read(" ", "~", limit=1000)
+            await fleet.store.commit([Delete(entry.key) for entry in entries])
+            raise LeaseExpiredError("it is unknown in the new file")
+
+        fleet.store.renew = exchange  # type: ignore[method-assign]
+        await trio.sleep(120)
+        kinds = [event.kind for event in await fleet.events()]
+        assert kinds[:3] == [EventKind.RECORD_LOST, EventKind.DISCOVERER_CHANGED, EventKind.OBSERVATION_GAP]
+        assert EventKind.CLUSTER_SEEN in kinds
+
+
+async def test_what_another_proxy_recorded_is_no_gap(autojump_clock: trio.testing.MockClock) -> None:
+    """One that was cut off for a while, and takes over a minute later, claims no gap: the discoverer had recorded."""
+    async with a_fleet() as fleet:
+        one, two = await fleet.start("one"), await fleet.start("two")
+        two.store.is_cut = True
+        await trio.sleep(5)
+        assert two.keeper.recorder.missed_total > 0
+        two.store.is_cut = False
+        await trio.sleep(60)
+        one.stop()
+        await trio.sleep(5)
+        assert two.keeper.is_discoverer
+        assert not await fleet.events_of(EventKind.OBSERVATION_GAP)
+
+
+async def test_a_gap_is_told_once(autojump_clock: trio.testing.MockClock) -> None:
+    """The proxy looked all the time and could not record: no event says that nobody looked."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        proxy.store.is_locked = True
+        await trio.sleep(60)
+        proxy.store.is_locked = False
+        await trio.sleep(LEASE_SECONDS + 1)
+        (gap,) = await fleet.events_of(EventKind.OBSERVATION_GAP)
+        assert "nothing was recorded" in gap.message
+
+
+async def test_a_record_that_is_lost_is_an_event(autojump_clock: trio.testing.MockClock) -> None:
+    """The store's file was exchanged: what this proxy had recorded in it is gone, and the next record says so, once."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        last = (await fleet.events())[-1].number
+        entries = await fleet.store.read(" ", "~", limit=1000)
+        await fleet.store.commit([Delete(entry.key) for entry in entries])
+        await trio.sleep(LEASE_SECONDS + 1)
+        (lost,) = await fleet.events_of(EventKind.RECORD_LOST)
+        assert lost.number == 1
+        assert lost.evidence == {"last_recorded": last, "last_left": 0}
+        proxy.store.is_cut = True
+        await trio.sleep(3)
+        proxy.store.is_cut = False
+        await trio.sleep(LEASE_SECONDS + 1)
+        assert len(await fleet.events_of(EventKind.RECORD_LOST)) == 1
+
+
+async def test_a_record_that_goes_back_is_lost(autojump_clock: trio.testing.MockClock) -> None:
+    """An older copy: what has the number of the last event is another event, or none."""
+    async with a_fleet() as fleet:
+        await fleet.start("one")
+        last = (await fleet.events())[-1].number
+        entry = await fleet.store.get(numbered(EVENTS, 1))
+        assert entry is not None
+        await fleet.store.commit([Put(numbered(EVENTS, last), entry.value), Delete(DISCOVERER)])
+        await trio.sleep(LEASE_SECONDS + 1)
+        fleet.cluster.move(7, 2)
+        await trio.sleep(1)
+        assert len(await fleet.events_of(EventKind.RECORD_LOST)) == 1
+
+
+async def test_an_event_that_is_too_old_to_keep_is_not_lost(autojump_clock: trio.testing.MockClock) -> None:
+    """Others recorded many events since this proxy's last, and retention has removed that."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        events = await fleet.store.read(EVENTS, EVENTS + "~", limit=1000)
+        newer = len(events) + 5
+        await fleet.store.commit(
+            [
+                *[Delete(entry.key) for entry in events],
+                Put(numbered(EVENTS, newer), events[-1].value),
+                Put(EVENT_HEAD, pack_number(newer)),
+            ]
+        )
+        fleet.cluster.move(7, 2)
+        await trio.sleep(2)
+        assert proxy.keeper.recorder.records_total > 1
+        assert not await fleet.events_of(EventKind.RECORD_LOST)
