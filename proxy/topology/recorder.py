@@ -251,7 +251,11 @@ class Recorder:
                     f"the store is not the one that {self._proxy_id} recorded in, up to event {self._lost}: its file "
                     f"was deleted or replaced, and {_count_text(head.event_count)} left",
                     observation.view.epoch,
-                    evidence={"last_recorded": self._lost, "last_left": head.event_count},
+                    evidence={
+                        "from": None if head.looked is None else head.looked.at,  # None: from the beginning
+                        "last_recorded": self._lost,
+                        "last_left": head.event_count,
+                    },
                 )
             )
         looked = head.looked

@@ -85,7 +85,9 @@ def _tells(event: Event, move: HandOver) -> bool:
 
 def gap_of(event: Event) -> tuple[float, float] | None:
     """From when to when nothing was recorded, by this event; None if it says nothing of the kind."""
-    if event.kind is EventKind.OBSERVATION_GAP:
+    if event.kind is EventKind.RECORD_LOST and event.evidence["from"] is None:
+        return float("-inf"), event.at
+    if event.kind in (EventKind.OBSERVATION_GAP, EventKind.RECORD_LOST):
         since = event.evidence.get("from")
     elif event.kind is EventKind.DISCOVERER_CHANGED:
         since = event.evidence.get("last_look_at")

@@ -549,7 +549,7 @@ async def test_a_record_that_is_lost_is_an_event(autojump_clock: trio.testing.Mo
         await trio.sleep(LEASE_SECONDS + 1)
         (lost,) = await fleet.events_of(EventKind.RECORD_LOST)
         assert lost.number == 1
-        assert lost.evidence == {"last_recorded": last, "last_left": 0}
+        assert lost.evidence == {"from": None, "last_recorded": last, "last_left": 0}
         proxy.store.is_cut = True
         await trio.sleep(3)
         proxy.store.is_cut = False
