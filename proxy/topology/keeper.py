@@ -298,8 +298,10 @@ class Keeper:
     async def _record_look(self, look: Look, view: TopologyView) -> None:
         """Put what was seen on record, and wait until the watch has brought it; never longer than RECORD_SECONDS."""
         at = self._clock()
+        began_at = at - (trio.current_time() - look.began)
         if not self.is_discoverer:
-            self.recorder.see(at)
+            if self.recorder.told_until is None:
+                self.recorder.told_until = began_at
             if problem := self._health.problem:
                 self.recorder.miss(at, problem)
             return
@@ -322,6 +324,7 @@ class Keeper:
                     self._leadership,
                     replace(self._limits, gap_seconds=gap_seconds),  # time that was meant to pass is no gap
                 )
+                self.recorder.told_until = began_at
                 self.anomalies = made.anomalies
                 self._is_unsettled = bool(made.timeline.migrations or made.timeline.doubted)
                 while self.recorder.number > self.recorded.number:

@@ -89,13 +89,12 @@ class Recorder:
         self.records_total = 0  # commits
         self.events_total = 0
         self.missed_total = 0  # looks that the store did not take
+        # Unix seconds when the last look began that is recorded; earlier changes are, too, or are not ours to tell.
+        self.told_until: float | None = None
         self._store = store
         self._proxy_id = proxy_id
         self._views = views
         self._head: _Head | None = None
-        self._told_until: float | None = (
-            None  # Unix seconds: earlier changes are recorded, or not ours to tell
-        )
         self._missed: tuple[float, str] | None = None  # (Unix seconds, why): later changes are not recorded
         self._missed_count = 0  # looks
         self._last_event: tuple[int, bytes] | None = None  # (number, value) of the last recorded here
@@ -106,18 +105,13 @@ class Recorder:
         """Of the newest version of the map on record, as far as this proxy knows; 0 if it does not."""
         return 0 if self._head is None or self._head.view is None else self._head.view.number
 
-    def see(self, at: float) -> None:
-        """This proxy looked while it was not the discoverer: what changes from now on may be its to tell."""
-        if self._told_until is None:
-            self._told_until = at
-
     def miss(self, at: float, reason: str) -> None:
         """A look was not recorded, or this proxy lost the lease to do so. The next commit makes an event of it.
 
-        The gap begins with the look before: what changed between the two was seen by this one.
+        The gap begins at ``told_until``: what changed since then was seen by this look at the earliest.
         """
         if self._missed is None:
-            self._missed = (at if self._told_until is None else self._told_until, reason)
+            self._missed = (at if self.told_until is None else self.told_until, reason)
         self._missed_count += 1
         self.missed_total += 1
         self._head = None  # whether the last commit happened, and in which file, is not known: read again
@@ -125,7 +119,7 @@ class Recorder:
     def forgive(self, at: float) -> None:
         """Another proxy looked at ``at``, and has recorded what there was: no look before that was missed."""
         if self._missed is None or self._missed[0] <= at:
-            self._told_until = at
+            self.told_until = at
             self._missed, self._missed_count = None, 0
 
     async def record(
@@ -174,7 +168,6 @@ class Recorder:
                     raise
                 continue  # an operator's act put an event on the timeline meanwhile
             self._head = next_head
-            self._told_until = observation.at
             self._missed, self._missed_count = None, 0
             self._lost = None
             return made

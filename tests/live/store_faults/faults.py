@@ -311,9 +311,9 @@ async def make_store(file: Path, *, with_record: bool = False) -> None:
         if with_record:
             node = Node("e" * 40, Address("elsewhere", 7000), Role.PRIMARY, None, 1)
             view = TopologyView(1, 1, (Shard(node),), (0,) * SLOT_COUNT)
-            recorder = Recorder(store, ViewReader(store), "elsewhere-1", TimelineLimits())
+            recorder = Recorder(store, ViewReader(store), "elsewhere-1")
             leadership = await store.commit([Put(DISCOVERER, pack("elsewhere-1"))])
-            await recorder.record(Observation(1_700_000_000.0, view, ()), 1, leadership)
+            await recorder.record(Observation(1_700_000_000.0, view, ()), 1, leadership, TimelineLimits())
             await store.commit([Delete(DISCOVERER)])
     finally:
         await store.aclose()
