@@ -130,7 +130,7 @@ def own_disk(directory: Path) -> Iterator[Path | None]:
 @asynccontextmanager
 async def full(target: Target) -> AsyncIterator[None]:
     """Its file system is filled to the last byte; where none can be mounted, the proxy may not write."""
-    if not os.path.ismount(target.file.parent):
+    if not os.path.ismount(target.file.parent):  # noqa: ASYNC240  # the disks here are local, and wait for nobody
         async with _limited(target):
             yield
         return
