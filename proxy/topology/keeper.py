@@ -329,7 +329,7 @@ class Keeper:
         # Time that was meant to pass is no gap.
         limits = replace(self._limits, gap_seconds=self.refresh_seconds + self._limits.gap_seconds)
         try:
-            made = await self._recorded(observation, limits)
+            made = await self._recorded(observation, look.began, limits)
             if made is None:  # what counts as an anomaly counts whether it is on record or not
                 made = advance(self._timeline, observation, limits)
         except Exception as fault:
@@ -344,17 +344,22 @@ class Keeper:
             while self.recorder.number > self.recorded.number:
                 await self._followed.wait()
 
-    async def _recorded(self, observation: Observation, limits: TimelineLimits) -> Advance | None:
+    async def _recorded(
+        self, observation: Observation, began: float, limits: TimelineLimits
+    ) -> Advance | None:
         """What the record made of it; None if it does not take it, or not from this proxy."""
         at = observation.at
+        began_at = at - (trio.current_time() - began)
         if not self.is_discoverer:
-            self.recorder.see(at)
+            if self.recorder.told_until is None:
+                self.recorder.told_until = began_at
             if problem := self._health.problem:
                 self.recorder.miss(at, problem)
             return None
         try:
             with trio.fail_after(RECORD_SECONDS):
                 made = await self.recorder.record(observation, self._look_count, self._leadership, limits)
+                self.recorder.told_until = began_at
                 if trio.current_time() - self._touched_at > TOUCH_SECONDS:
                     await self.recorder.touch(at, self._leadership)
                     self._touched_at = trio.current_time()
@@ -362,8 +367,7 @@ class Keeper:
                 return made
         except ConflictError as conflict:
             log.info("no_longer_discoverer", reason=conflict)
-            self._leadership = 0
-            self.recorder.miss(at, f"{self.proxy_id} was the discoverer no more")
+            self._lose_leadership("this proxy was the discoverer no more")
         except StoreError as error:
             self.recorder.miss(at, str(error))
             self._health.on_write_problem(str(error))
@@ -462,7 +466,7 @@ class Keeper:
     def _on_looked(self, value: bytes) -> None:
         self._looked = unpack_looked(value)
         if self._looked.by != self.proxy_id:
-            self.recorder.leave_to_another(self._looked.at)
+            self.recorder.forgive(self._looked.at)
 
     def _on_timeline(self, value: bytes) -> None:
         if not self.is_discoverer:
@@ -525,9 +529,8 @@ class Keeper:
                     await self._vacant.wait()
             except LeaseExpiredError:
                 log.warning("lease_ended", reason="the store was not reached in time")
-                if self._leadership:
-                    self.recorder.miss(self._clock(), "the lease ended before it could be renewed")
-                self._lease = self._leadership = 0
+                self._lose_leadership("the lease ended before it could be renewed")
+                self._lease = 0
                 await trio.sleep(RETRY_SECONDS)  # proxies of two machines on one file end each other's leases
             except StoreError as error:
                 self._health.on_write_problem(str(error))
@@ -547,6 +550,12 @@ class Keeper:
         self._lease = lease  # one that was granted and is not known here ends by itself
         self._lease_ends_at = began + LEASE_SECONDS
 
+    def _lose_leadership(self, why: str) -> None:
+        """What changes until it is had again is not recorded, unless another proxy does."""
+        if self._leadership:
+            self._leadership = 0
+            self.recorder.miss(self._clock(), why)
+
     async def _renew_lease(self) -> None:
         began = trio.current_time()
         with trio.fail_after(LEASE_SECONDS):
@@ -562,7 +571,8 @@ class Keeper:
 
     async def _resign(self) -> None:
         log.warning("discoverer_resigned", reason="no node answers")
-        leadership, self._leadership = self._leadership, 0
+        leadership = self._leadership
+        self._lose_leadership("no node answered")
         with trio.fail_after(LEASE_SECONDS):
             await self._store.commit([Delete(DISCOVERER)], [Expect(DISCOVERER, leadership)])
 
@@ -576,9 +586,12 @@ class Keeper:
                         [Put(DISCOVERER, pack(self.proxy_id), self._lease)], [Expect(DISCOVERER, ABSENT)]
                     )
                 except ConflictError:
-                    self._leadership = 0
+                    self._lose_leadership("another proxy became the discoverer")
+            elif entry.lease == self._lease:
+                self._leadership = entry.revision
             else:
-                self._leadership = entry.revision if entry.lease == self._lease else 0
+                self._lose_leadership("another lease than this proxy's holds")
         if self._leadership:
+            self.recorder.start_over()
             log.info("is_discoverer", proxy=self.proxy_id)
             self.topology.refresh_soon()

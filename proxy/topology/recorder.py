@@ -90,17 +90,13 @@ class Recorder:
         self.records_total = 0  # commits
         self.events_total = 0
         self.missed_total = 0  # looks that the store did not take
+        # Unix seconds when the last look began that is recorded; earlier changes are, too, or are not ours to tell.
+        self.told_until: float | None = None
         self._store = store
         self._proxy_id = proxy_id
         self._views = views
         self._head: _Head | None = None
-        self._leadership = 0  # under which the head was read
-        self._told_until: float | None = (
-            None  # Unix seconds: changes up to then are on record, or not ours to tell
-        )
-        self._missed: tuple[float, str] | None = (
-            None  # (Unix seconds, why): what came since then is not recorded
-        )
+        self._missed: tuple[float, str] | None = None  # (Unix seconds, why): later changes are not recorded
         self._missed_count = 0  # looks
         self._last_event: tuple[int, bytes] | None = None  # (number, value) of the last recorded here
         self._lost: int | None = None  # the number of that event, when the store has it no more
@@ -110,27 +106,26 @@ class Recorder:
         """Of the newest version of the map on record, as far as this proxy knows; 0 if it does not."""
         return 0 if self._head is None or self._head.view is None else self._head.view.number
 
-    def see(self, at: float) -> None:
-        """This proxy looked while it was not the discoverer: what changes from now on may be its to tell."""
-        if self._told_until is None:
-            self._told_until = at
-
     def miss(self, at: float, reason: str) -> None:
-        """A look was not recorded. The next commit makes an event of it.
+        """A look was not recorded, or this proxy lost the lease to do so. The next commit makes an event of it.
 
-        The gap begins with the look before: what changed between the two was seen by this one.
+        The gap begins at ``told_until``: what changed since then was seen by this look at the earliest.
         """
         if self._missed is None:
-            self._missed = (at if self._told_until is None else self._told_until, reason)
+            self._missed = (at if self.told_until is None else self.told_until, reason)
         self._missed_count += 1
         self.missed_total += 1
-        self._head = None  # whether the last commit happened is not known: read again
+        self._head = None  # whether the last commit happened, and in which file, is not known: read again
 
-    def leave_to_another(self, at: float) -> None:
-        """Another proxy records, and looked at ``at``: what was missed here until then is its to tell."""
-        self._told_until = at
-        if self._missed is not None and self._missed[0] <= at:
+    def forgive(self, at: float) -> None:
+        """Another proxy looked at ``at``, and has recorded what there was: no look before that was missed."""
+        if self._missed is None or self._missed[0] <= at:
+            self.told_until = at
             self._missed, self._missed_count = None, 0
+
+    def start_over(self) -> None:
+        """This proxy became the discoverer: others may have recorded, or the file is another. Read it again."""
+        self._head = None
 
     async def record(
         self, observation: Observation, look: int, leadership: int, limits: TimelineLimits
@@ -141,11 +136,6 @@ class Recorder:
         StoreError, and ConflictError for DISCOVERER when another proxy is the discoverer by now. If cancelled, the
         commit may have happened: call ``miss``.
         """
-        if leadership != self._leadership:
-            self._head, self._leadership = (
-                None,
-                leadership,
-            )  # others may have recorded, or the file is another
         while True:
             head = self._head or await self._read_head()
             made = advance(head.timeline, observation, limits)
@@ -183,7 +173,6 @@ class Recorder:
                     raise
                 continue  # an operator's act put an event on the timeline meanwhile
             self._head = next_head
-            self._told_until = observation.at
             self._missed, self._missed_count = None, 0
             self._lost = None
             return made
@@ -264,7 +253,11 @@ class Recorder:
                     f"the store is not the one that {self._proxy_id} recorded in, up to event {self._lost}: its file "
                     f"was deleted or replaced, and {_count_text(head.event_count)} left",
                     observation.view.epoch,
-                    evidence={"last_recorded": self._lost, "last_left": head.event_count},
+                    evidence={
+                        "from": None if head.looked is None else head.looked.at,  # None: from the beginning
+                        "last_recorded": self._lost,
+                        "last_left": head.event_count,
+                    },
                 )
             )
         looked = head.looked

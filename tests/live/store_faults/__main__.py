@@ -21,6 +21,7 @@ from tests.live.conftest import engine_named
 from tests.live.store_faults.campaign import Row, Timing, run_fault, with_load
 from tests.live.store_faults.faults import FAULTS, Fault
 from tests.live.store_faults.kills import Kills, run_kills
+from tests.live.store_faults.kills import with_load as kills_with_load
 from tests.live.store_faults.report import fault_table, kills_table, show
 from tests.live.store_faults.stage import set_up
 
@@ -52,7 +53,7 @@ def main() -> int:
     show(fault_table(rows))
     is_kept = not any(row.broken for row in rows)
     if kills is not None:
-        show(kills_table(kills, load))
+        show(kills_table(kills))
         is_kept = is_kept and not kills.broken
     for kind, told in load["examples"].items():
         print(*(f"{kind}: {example}" for example in told), sep="\n")
@@ -71,7 +72,8 @@ async def campaign(
                 print(f"{fault.name}: {rows[-1].skipped or rows[-1].broken or 'done'}", flush=True)
             kills = await run_kills(stage, load, kill_count, seed) if kill_count else None
             result = await load.finish()
-    return [with_load(row, result) for row in rows], kills, result
+    rows = [with_load(row, result) for row in rows]
+    return rows, kills and kills_with_load(kills, result), result
 
 
 if __name__ == "__main__":

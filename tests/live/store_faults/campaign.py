@@ -184,25 +184,21 @@ def _with_record(
         row,
         integrity=record.integrity,
         events=sum(event.at >= fault_at for event in record.events),
-        gaps=sum(
-            event.at >= fault_at and (tells_loss(event) or gap_of(event) is not None)
-            for event in record.events
-        ),
+        gaps=sum(event.at >= fault_at and gap_of(event) is not None for event in record.events),
     )
     row = _broken_if(row, record.integrity != "ok", f"integrity_check: {record.integrity}")
     for text in numbering_faults(record.events, record.event_count):
         row = _broken_if(row, True, text)
     has_told = any(tells_loss(event) for event in record.events if event.at >= fault_at)
     row = _broken_if(row, fault.loses_record and not has_told, "no event tells that the record was lost")
-    since = fault_at if fault.loses_record else began_at
-    settled = stage.truth.within(since, time.time() - TOLD_SECONDS)
+    settled = stage.truth.within(began_at, time.time() - TOLD_SECONDS)
     row = _broken_if(
         row, not any(move.ended_at > over_at for move in settled), "nothing moved after the fault"
     )
     for move in unrecorded(settled, record.events):
         row = _broken_if(row, True, f"{move} is not in the record")
     return _broken_if(
-        row, bool(untrue := untrue_versions(stage, record, since)), f"maps that never were: {untrue}"
+        row, bool(untrue := untrue_versions(stage, record, began_at)), f"maps that never were: {untrue}"
     )
 
 

@@ -130,7 +130,7 @@ def own_disk(directory: Path) -> Iterator[Path | None]:
 @asynccontextmanager
 async def full(target: Target) -> AsyncIterator[None]:
     """Its file system is filled to the last byte; where none can be mounted, the proxy may not write."""
-    if not os.path.ismount(target.file.parent):
+    if not os.path.ismount(target.file.parent):  # noqa: ASYNC240  # the disks here are local, and wait for nobody
         async with _limited(target):
             yield
         return
@@ -311,9 +311,9 @@ async def make_store(file: Path, *, with_record: bool = False) -> None:
         if with_record:
             node = Node("e" * 40, Address("elsewhere", 7000), Role.PRIMARY, None, 1)
             view = TopologyView(1, 1, (Shard(node),), (0,) * SLOT_COUNT)
-            recorder = Recorder(store, ViewReader(store), "elsewhere-1", TimelineLimits())
+            recorder = Recorder(store, ViewReader(store), "elsewhere-1")
             leadership = await store.commit([Put(DISCOVERER, pack("elsewhere-1"))])
-            await recorder.record(Observation(1_700_000_000.0, view, ()), 1, leadership)
+            await recorder.record(Observation(1_700_000_000.0, view, ()), 1, leadership, TimelineLimits())
             await store.commit([Delete(DISCOVERER)])
     finally:
         await store.aclose()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -27,10 +28,8 @@ from tests.live.store_faults.truth import (
     unrecorded,
 )
 
-LIFE_SECONDS = (
-    0.2,
-    4.5,
-)  # from a proxy's start to its death: before it serves, before it looks, and long after
+# From a proxy's start to its death: before it serves, before it looks, and long after.
+LIFE_SECONDS = (0.2, 4.5)
 RIGHT_SECONDS = 2.0  # from serving to the right map
 CAUGHT_UP_SECONDS = 12.0  # for the last proxy, whose predecessor's lease must end first
 POLL_SECONDS = 0.1
@@ -51,6 +50,9 @@ class Kills:
     gap_seconds: float  # that nobody looked, as the events say
     slowest_right_seconds: float
     broken: tuple[str, ...]
+    reads: int = 0
+    writes: int = 0
+    wrong: int = 0  # replies; those that a death cut off are none
 
 
 async def run_kills(stage: Stage, load: LoadProcess, count: int, seed: int) -> Kills:
@@ -107,6 +109,14 @@ async def run_kills(stage: Stage, load: LoadProcess, count: int, seed: int) -> K
         slowest_right_seconds=slowest_right,
         broken=tuple(broken),
     )
+
+
+def with_load(kills: Kills, result: dict[str, Any]) -> Kills:
+    """With what the load saw; ``result`` is `workload.Load.result`."""
+    phase = result["phases"][KILLED]
+    wrong = sum(phase["faults"][kind.value] for kind in WRONG)
+    broken = (*kills.broken, f"{wrong} replies were wrong") if wrong else kills.broken
+    return replace(kills, reads=phase["reads"], writes=phase["writes"], wrong=wrong, broken=broken)
 
 
 async def _seconds_until_right(stage: Stage) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from tests.live.store_faults.campaign import Row
 from tests.live.store_faults.kills import Kills
@@ -41,9 +40,7 @@ def fault_table(rows: Sequence[Row]) -> Table:
     return "Faults of the topology store under traffic", header, lines
 
 
-def kills_table(kills: Kills, load: dict[str, Any]) -> Table:
-    phase = load["phases"]["killed"]
-    wrong = sum(phase["faults"][kind] for kind in ("nil", "stale", "wrong", "missed"))
+def kills_table(kills: Kills) -> Table:
     header = (
         "kills", "seed", "while serving", "that recorded", "reads", "writes", "wrong", "moves", "events",
         "nobody looked s", "right map within s", "promises",
@@ -56,9 +53,9 @@ def kills_table(kills: Kills, load: dict[str, Any]) -> Table:
                 kills.seed,
                 kills.served,
                 kills.discoverers,
-                phase["reads"],
-                phase["writes"],
-                wrong,
+                kills.reads,
+                kills.writes,
+                kills.wrong,
             ),
         ),
         *map(str, (kills.moved, kills.events)),

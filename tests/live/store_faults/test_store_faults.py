@@ -13,6 +13,7 @@ from tests.live.conftest import engine_named
 from tests.live.store_faults.campaign import Timing, run_fault, with_load
 from tests.live.store_faults.faults import FAULTS
 from tests.live.store_faults.kills import run_kills
+from tests.live.store_faults.kills import with_load as kills_with_load
 from tests.live.store_faults.report import fault_table, kills_table, show
 from tests.live.store_faults.stage import set_up
 
@@ -32,7 +33,8 @@ async def test_no_fault_of_the_store_is_felt(tmp_path: Path) -> None:
         kills = await run_kills(stage, load, KILLS, seed)
         seen = await load.finish()
     rows = [with_load(row, seen) for row in rows]
-    for table in (fault_table(rows), kills_table(kills, seen)):
+    kills = kills_with_load(kills, seen)
+    for table in (fault_table(rows), kills_table(kills)):
         show(table)
     assert len(rows) == len(SHOWN)
     assert {row.fault: row.broken for row in rows if row.broken} == {}

@@ -34,6 +34,8 @@ def gap(kind: EventKind, since: float, until: float, **evidence: Plain) -> Event
         gap(EventKind.OBSERVATION_GAP, 99.0, 100.1),
         gap(EventKind.OBSERVATION_GAP, 100.3, 110.0),
         gap(EventKind.DISCOVERER_CHANGED, 99.0, 105.0),
+        replace(TOLD, kind=EventKind.RECORD_LOST, at=110.0, evidence={"from": None}),
+        replace(TOLD, kind=EventKind.RECORD_LOST, at=110.0, evidence={"from": 100.0}),
     ],
 )
 def test_a_move_is_in_the_record_by_its_event_or_by_a_gap(event: Event) -> None:
@@ -51,6 +53,7 @@ def test_a_move_is_in_the_record_by_its_event_or_by_a_gap(event: Event) -> None:
         gap(EventKind.OBSERVATION_GAP, 90.0, 99.9),
         gap(EventKind.OBSERVATION_GAP, 100.5, 110.0),
         replace(gap(EventKind.DISCOVERER_CHANGED, 99.0, 105.0), evidence={}),
+        replace(TOLD, kind=EventKind.RECORD_LOST, at=110.0, evidence={"from": 101.0}),
     ],
 )
 def test_a_move_that_is_not_in_the_record_is_found(event: Event) -> None:
@@ -67,6 +70,9 @@ def test_only_maps_that_were_are_true() -> None:
     assert truth.are_owners((A, A), 100.3)
     assert truth.are_owners((B, A), 100.3)
     assert truth.are_owners((B, B), 300.0)
+    assert truth.are_owners(("", A), 100.3)  # asked the new owner before, and the former one after
+    assert not truth.are_owners(("", A), 150.0)
+    assert not truth.are_owners((A, ""), 100.3)
     assert not truth.are_owners((A, B), 300.0)  # it never was
     assert not truth.are_owners((B, A), 99.0)  # not yet
     assert not truth.are_owners((A, A), 150.0)  # not any more

@@ -13,6 +13,7 @@ from routing.events import Event, EventKind
 Owners = tuple[str, ...]  # the node id of the owner of each moved slot, in the order of the slots
 
 TOLD_SECONDS = 2.5  # from the end of a hand-over to its event, on a busy machine
+LOOK_SECONDS = 0.3  # the time of a look is that of its end, and nodes may have answered so long before
 SEEN_SECONDS = 1.0  # a look may have begun so long before the map that it led to was recorded
 
 
@@ -39,13 +40,18 @@ class Truth:
     hand_overs: list[HandOver] = field(default_factory=list)
 
     def are_owners(self, owners: Owners, at: float) -> bool:
-        """Whether some node of the cluster could tell this map in the time before ``at`` that a look may take."""
+        """Whether some node of the cluster could tell this map in the time before ``at`` that a look may take.
+
+        A look asks the nodes one by one. While a slot is handed over, it may find the new owner before, and the former
+        one after it: then nobody claims the slot, and it counts as unowned until the next look.
+        """
         state = self.owners
         since = float("-inf")
         for hand_over in self.hand_overs:
-            if state == owners and since <= at and hand_over.ended_at >= at - SEEN_SECONDS:
-                return True
             place = self.slots.index(hand_over.slot)
+            is_recent = since <= at and hand_over.ended_at >= at - SEEN_SECONDS
+            if is_recent and owners in (state, (*state[:place], "", *state[place + 1 :])):
+                return True
             state = (*state[:place], hand_over.owner, *state[place + 1 :])
             since = hand_over.begun_at
         return state == owners and since <= at
@@ -85,13 +91,19 @@ def _tells(event: Event, move: HandOver) -> bool:
 
 def gap_of(event: Event) -> tuple[float, float] | None:
     """From when to when nothing was recorded, by this event; None if it says nothing of the kind."""
-    if event.kind is EventKind.OBSERVATION_GAP:
+    if event.kind is EventKind.RECORD_LOST and event.evidence["from"] is None:
+        return float("-inf"), event.at
+    if event.kind in (EventKind.OBSERVATION_GAP, EventKind.RECORD_LOST):
         since = event.evidence.get("from")
     elif event.kind is EventKind.DISCOVERER_CHANGED:
         since = event.evidence.get("last_look_at")
     else:
         return None
-    return (since, event.at) if isinstance(since, int | float) else None
+    if not isinstance(since, int | float):
+        return None
+    if event.kind is not EventKind.OBSERVATION_GAP:
+        since -= LOOK_SECONDS
+    return since, event.at
 
 
 def tells_loss(event: Event) -> bool:

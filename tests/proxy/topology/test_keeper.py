@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.store.interface import Batch, Delete, Entry, Put, StoreUnavailableError, Watch
+from proxy.store.interface import Batch, Delete, Entry, LeaseExpiredError, Put, StoreUnavailableError, Watch
 from proxy.store.memory import MemoryStore
 from proxy.store.records import DISCOVERER, EVENT_HEAD, EVENTS, numbered, pack_number, unpack_event
 from proxy.topology.discovery import Look
@@ -536,6 +536,56 @@ async def test_a_gap_begins_with_the_last_look_that_was_recorded(
         assert recorded_at - 2 * SOON <= since <= recorded_at
 
 
+async def test_a_lease_that_is_lost_makes_a_gap(autojump_clock: trio.testing.MockClock) -> None:
+    """A renewal comes too late, and the entry of the lost lease keeps everyone from recording until it ends. What
+    came and went meanwhile is covered by an event."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        await trio.sleep(3)
+        renew, began_at = fleet.store.renew, wall_clock()
+
+        async def fail(lease: int) -> None:
+            fleet.store.renew = renew  # type: ignore[method-assign]
+            raise LeaseExpiredError("as after a stop of some seconds")
+
+        fleet.store.renew = fail  # type: ignore[method-assign]
+        await eventually(lambda: not proxy.keeper.is_discoverer, 1.0)
+        fleet.cluster.move(7, 2)
+        proxy.topology.refresh_soon()
+        await eventually(lambda: proxy.owner(7) == fleet.cluster.address_of(2), 1.0)
+        fleet.cluster.move(7, 0)
+        ended_at = wall_clock()
+        await trio.sleep(2 * LEASE_SECONDS)
+        assert proxy.keeper.is_discoverer
+        (gap,) = await fleet.events_of(EventKind.OBSERVATION_GAP)
+        since = gap.evidence["from"]
+        assert isinstance(since, float)
+        assert since <= began_at + REFRESH_SECONDS + SOON
+        assert gap.at >= ended_at
+
+
+async def test_the_record_begins_anew_in_another_file(autojump_clock: trio.testing.MockClock) -> None:
+    """The file is exchanged while nothing changes in the cluster and no look is due: the new one gets the map and the
+    events all the same."""
+    async with a_fleet() as fleet:
+        proxy = await fleet.start("one")
+        proxy.keeper.refresh_seconds = 60.0
+        await trio.sleep(1)
+        renew = fleet.store.renew
+
+        async def exchange(lease: int) -> None:
+            fleet.store.renew = renew  # type: ignore[method-assign]
+            entries = await fleet.store.read(" ", "~", limit=1000)
+            await fleet.store.commit([Delete(entry.key) for entry in entries])
+            raise LeaseExpiredError("it is unknown in the new file")
+
+        fleet.store.renew = exchange  # type: ignore[method-assign]
+        await trio.sleep(120)
+        kinds = [event.kind for event in await fleet.events()]
+        assert kinds[:3] == [EventKind.RECORD_LOST, EventKind.DISCOVERER_CHANGED, EventKind.OBSERVATION_GAP]
+        assert EventKind.CLUSTER_SEEN in kinds
+
+
 async def test_what_another_proxy_recorded_is_no_gap(autojump_clock: trio.testing.MockClock) -> None:
     """One that was cut off for a while, and takes over a minute later, claims no gap: the discoverer had recorded."""
     async with a_fleet() as fleet:
@@ -573,7 +623,7 @@ async def test_a_record_that_is_lost_is_an_event(autojump_clock: trio.testing.Mo
         await trio.sleep(LEASE_SECONDS + 1)
         (lost,) = await fleet.events_of(EventKind.RECORD_LOST)
         assert lost.number == 1
-        assert lost.evidence == {"last_recorded": last, "last_left": 0}
+        assert lost.evidence == {"from": None, "last_recorded": last, "last_left": 0}
         proxy.store.is_cut = True
         await trio.sleep(3)
         proxy.store.is_cut = False
