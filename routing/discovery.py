@@ -5,6 +5,9 @@ ignored. Of a node that did not answer, the others' newest word counts. When two
 config epoch wins, because whoever takes a slot over bumps its epoch; so the new owner wins in the moments in which
 the old one has not heard of it.
 
+A look is not of one moment. While a slot is handed over it may ask the new owner before and the former one after:
+then nobody claims the slot. So a slot that had an owner keeps it until a second look finds none either.
+
 What is never done. A slot does not go back to an older epoch on hearsay: when the owner that we know did not
 answer this time, only a claim of a higher epoch replaces it. A slot that a node's own MOVED told us of after
 this round of questions began keeps that owner. Open slots do not close because nobody was asked who could tell:
@@ -32,6 +35,9 @@ class Known:
 
     view: TopologyView
     claim_epochs: tuple[int, ...]  # slot -> config epoch
+    unclaimed: frozenset[int] = (
+        frozenset()
+    )  # slots that nobody claimed this time, and somebody did before: look again
 
 
 def whom_to_ask(
@@ -130,6 +136,7 @@ class Merging:
         shards = known.view.shards if self._shards == known.view.shards else self._shards
         answered = {report.myself.node.id for report in self._reports}
         owners, epochs = _keep_newer(self._owners, self._epochs, known, answered, self._index_of)
+        owners, unclaimed = _keep_unclaimed(owners, known, self._index_of)
         if adopted:
             by_address = {shard.primary.address: index for index, shard in enumerate(shards)}
             changed = list(owners)
@@ -148,7 +155,7 @@ class Merging:
             view = known.view
         else:
             view = replace(view, revision=view.revision + 1)
-        return Known(view, epochs)
+        return Known(view, epochs, unclaimed)
 
     def _read_lines(self) -> None:
         self._lines = best_lines(self._reports)
@@ -235,6 +242,30 @@ def _keep_newer(
     for slot in kept:
         new_owners[slot], new_epochs[slot] = known_owners[slot], known.claim_epochs[slot]
     return tuple(new_owners), tuple(new_epochs)
+
+
+def _keep_unclaimed(
+    owners: tuple[int, ...], known: Known, index_of: Mapping[str, int]
+) -> tuple[tuple[int, ...], frozenset[int]]:
+    """(owners, slots that keep theirs though nobody claims them): once, then they have none.
+
+    The former owner sends who asks it for such a slot to the new one, if there is one.
+    """
+    if UNOWNED not in owners:
+        return owners, frozenset()
+    index_now = [index_of.get(shard.primary.id, UNOWNED) for shard in known.view.shards]
+    known_owners = itemgetter(*known.view.shard_of_slot)([*index_now, UNOWNED])
+    unclaimed = frozenset(
+        slot
+        for slot, owner in enumerate(owners)
+        if owner == UNOWNED and known_owners[slot] != UNOWNED and slot not in known.unclaimed
+    )
+    if not unclaimed:
+        return owners, unclaimed
+    kept = list(owners)
+    for slot in unclaimed:
+        kept[slot] = known_owners[slot]
+    return tuple(kept), unclaimed
 
 
 def _differing(some: tuple[int, ...], others: tuple[int, ...]) -> Iterable[int]:

@@ -125,6 +125,9 @@ class Keeper:
         self.recorder = Recorder(store, self.views, proxy_id)
         self._limits = limits
         self._claims: Sequence[int] = (0,) * SLOT_COUNT  # slot -> config epoch of the claim to it
+        self._unclaimed: frozenset[int] = (
+            frozenset()
+        )  # slots that lost their owner in the last look, it seems
         self._look_count = 0
         self._look_began = 0.0  # trio time
         self._adopted_look = 0  # the newest of this proxy's looks whose view was adopted
@@ -293,8 +296,11 @@ class Keeper:
             while merging.step():
                 await trio.lowlevel.checkpoint()
             known = merging.finish(
-                Known(topology.view, tuple(self._claims)), topology.moved_since(look.began)
+                Known(topology.view, tuple(self._claims), self._unclaimed), topology.moved_since(look.began)
             )
+            self._unclaimed = known.unclaimed
+            if known.unclaimed:
+                topology.refresh_soon()
             await self._record_look(look, known.view)
             # What the record brought is adopted by now, and this changes nothing; unless it brought nothing.
             self._adopt(known.view, look.began, known.claim_epochs)

@@ -160,6 +160,8 @@ class History:
     def observe(self, asked: Iterable[str] | None = None) -> Observation:
         reports = self.cluster.reports(asked)
         self.known = merge(reports, self.known, {})
+        if self.known.unclaimed:  # then discovery looks again before it believes it
+            self.known = merge(reports, self.known, {})
         servers = self.cluster.servers.values()
         return Observation(
             at=self.at,

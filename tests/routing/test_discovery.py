@@ -215,3 +215,18 @@ def test_of_witnesses_the_order_does_not_matter_and_the_newest_claim_wins(
         claiming = [(epoch, name) for name, low, high, epoch in claims if low <= slot <= high]
         assert owner(known.view, slot) == (max(claiming)[1] if claiming else None)
     assert known.view.shard_of_slot[10:] == (UNOWNED,) * (SLOT_COUNT - 10)
+
+
+def test_a_slot_that_nobody_claims_keeps_its_owner_once() -> None:
+    """A look that asked the new owner before and the former one after a hand-over finds none: a second look tells."""
+    known = merge([report(A, B), report(B, A)], NOTHING, {})
+    without = replace(A, slot_ranges=((0, 4), (6, 99)))
+    straddling = [report(without, B), report(B, A)]
+    doubted = merge(straddling, known, {})
+    assert (owner(doubted.view, 5), doubted.unclaimed) == ("a", {5})
+    assert doubted.view is known.view
+    gone = merge(straddling, doubted, {})
+    assert (owner(gone.view, 5), gone.unclaimed) == (None, frozenset())
+    handed_over = replace(B, slot_ranges=((5, 5), (100, SLOT_COUNT - 1)))
+    found = merge([report(without, B), report(handed_over, A)], doubted, {})
+    assert (owner(found.view, 5), found.unclaimed) == ("b", frozenset())

@@ -70,8 +70,7 @@ def test_only_maps_that_were_are_true() -> None:
     assert truth.are_owners((A, A), 100.3)
     assert truth.are_owners((B, A), 100.3)
     assert truth.are_owners((B, B), 300.0)
-    assert truth.are_owners(("", A), 100.3)  # asked the new owner before, and the former one after
-    assert not truth.are_owners(("", A), 150.0)
+    assert not truth.are_owners(("", A), 100.3)  # no slot is without an owner while it is handed over
     assert not truth.are_owners((A, ""), 100.3)
     assert not truth.are_owners((A, B), 300.0)  # it never was
     assert not truth.are_owners((B, A), 99.0)  # not yet

@@ -40,17 +40,13 @@ class Truth:
     hand_overs: list[HandOver] = field(default_factory=list)
 
     def are_owners(self, owners: Owners, at: float) -> bool:
-        """Whether some node of the cluster could tell this map in the time before ``at`` that a look may take.
-
-        A look asks the nodes one by one. While a slot is handed over, it may find the new owner before, and the former
-        one after it: then nobody claims the slot, and it counts as unowned until the next look.
-        """
+        """Whether some node of the cluster could tell this map in the time before ``at`` that a look may take."""
         state = self.owners
         since = float("-inf")
         for hand_over in self.hand_overs:
             place = self.slots.index(hand_over.slot)
             is_recent = since <= at and hand_over.ended_at >= at - SEEN_SECONDS
-            if is_recent and owners in (state, (*state[:place], "", *state[place + 1 :])):
+            if is_recent and owners == state:
                 return True
             state = (*state[:place], hand_over.owner, *state[place + 1 :])
             since = hand_over.begun_at
