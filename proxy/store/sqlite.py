@@ -51,8 +51,8 @@ from proxy.store.interface import (
 )
 from proxy.store.sqlite_file import PLACE_BITS, Head, StoreFile
 
-POLL_SECONDS: Final = 0.05  # between two looks for what other processes did
-CHECKPOINT_SECONDS: Final = 0.25  # between two looks at the length of the WAL
+POLL_SECONDS: Final = 0.1  # between two looks for what other processes did
+CHECKPOINT_SECONDS: Final = 1.0  # between two looks at the length of the WAL
 BATCH_CHANGES: Final = 1000  # of the log are read at a time, whole revisions aside
 SWEEP_ROWS: Final = 500  # of the log are looked at in one slice of a compaction, at most
 SWEEP_SECONDS: Final = 0.005  # after which a slice ends

@@ -39,6 +39,15 @@ ANSWER_SECONDS = 0.5  # a node that does not answer by then counts as not answer
 SIZES_SECONDS = 5.0  # between two questions for keys and bytes, which are for balance and need no more
 COUNTED_SLOTS_MAX = 16  # open slots whose keys are counted in a round
 
+Question = tuple[str, ...]  # the words of a command
+CLUSTER_INFO: Question = ("CLUSTER", "INFO")
+CLUSTER_NODES: Question = ("CLUSTER", "NODES")
+REPLICATION: Question = ("INFO", "replication")
+SERVER: Question = ("INFO", "server")
+KEYSPACE: Question = ("INFO", "keyspace")
+MEMORY: Question = ("INFO", "memory")
+ATOMIC_MIGRATIONS: Question = ("CLUSTER", "GETSLOTMIGRATIONS")  # Valkey 9
+
 log = get_logger(__name__)
 
 
@@ -167,36 +176,35 @@ class Discovery:
             asked.connection = await self._dialer.open(address)
             asked.engine_version = ""
         connection = asked.connection
+        with_sizes = trio.current_time() - asked.sizes_at > SIZES_SECONDS
+        questions = [CLUSTER_INFO, CLUSTER_NODES, REPLICATION]
+        questions += [] if asked.engine_version else [SERVER]
+        questions += [KEYSPACE, MEMORY] if with_sizes else []
+        questions += [ATOMIC_MIGRATIONS] if asked.tells_atomic else []
+        answers = await _ask_all(connection, questions)
         if not asked.engine_version:
-            server = parse_info(_text(await _ask_one(connection, "INFO", "server")))
+            server = parse_info(_text(answers[SERVER]))
             asked.engine_version = server.get("redis_version", "")
-        cluster = parse_info(_text(await _ask_one(connection, "CLUSTER", "INFO")))
-        parser = NodesParser(_text(await _ask_one(connection, "CLUSTER", "NODES")), address, self._lines)
+        if with_sizes:
+            asked.sizes_at = trio.current_time()
+            asked.sizes = (
+                parse_key_count(_text(answers[KEYSPACE])),
+                parse_used_bytes(_text(answers[MEMORY])),
+            )
+        cluster = parse_info(_text(answers[CLUSTER_INFO]))
+        parser = NodesParser(_text(answers[CLUSTER_NODES]), address, self._lines)
         while parser.step():
             await trio.lowlevel.checkpoint()
         myself, others = parser.result()
-        replication = parse_replication(_text(await _ask_one(connection, "INFO", "replication")))
-        if trio.current_time() - asked.sizes_at > SIZES_SECONDS:
-            asked.sizes_at = trio.current_time()
-            asked.sizes = (
-                parse_key_count(_text(await _ask_one(connection, "INFO", "keyspace"))),
-                parse_used_bytes(_text(await _ask_one(connection, "INFO", "memory"))),
-            )
-        jobs: Sequence[Any] = ()
-        if asked.tells_atomic:
-            try:
-                jobs = await _ask_one(connection, "CLUSTER", "GETSLOTMIGRATIONS")
-            except ReportError as error:
-                if "unknown subcommand" not in str(error).lower():
-                    raise
-                asked.tells_atomic = False  # an engine without atomic migration
+        jobs = answers.get(ATOMIC_MIGRATIONS, ())
+        asked.tells_atomic = ATOMIC_MIGRATIONS in answers  # an engine without them refused to tell
         return Report(
             myself=myself,
             others=others,
             current_epoch=_number(cluster.get("cluster_current_epoch", "0")),
             is_cluster_ok=cluster.get("cluster_state") == "ok",
             atomic_migrations=parse_atomic_migrations(jobs),
-            replication=replication,
+            replication=parse_replication(_text(answers[REPLICATION])),
             finished_migrations=parse_finished_migrations(jobs),
             key_count=asked.sizes[0],
             used_bytes=asked.sizes[1],
@@ -231,10 +239,30 @@ class Discovery:
         return counts
 
 
+async def _ask_all(connection: NodeConnection, questions: Sequence[Question]) -> dict[Question, Any]:
+    """The answers, asked in one go; without that of a question that this engine does not know.
+
+    Raises ReportError for any other refusal, ReplyError, ConnectionLostError.
+    """
+    waiters = [connection.start(command(*words)) for words in questions]
+    answers = {}
+    for words, waiter in zip(questions, waiters, strict=True):
+        answer = decode(await waiter.wait_reply())
+        if not isinstance(answer, ServerError):
+            answers[words] = answer
+        elif words is not ATOMIC_MIGRATIONS or "unknown subcommand" not in str(answer).lower():
+            raise _refusal(connection, words, answer)
+    return answers
+
+
+def _refusal(connection: NodeConnection, words: Question, answer: ServerError) -> ReportError:
+    return ReportError(f"{connection.address} answered {' '.join(words)} with: {answer}")
+
+
 async def _ask_one(connection: NodeConnection, *words: str) -> Any:
     answer = decode(await connection.request(command(*words)))
     if isinstance(answer, ServerError):
-        raise ReportError(f"{connection.address} answered {' '.join(words)} with: {answer}")
+        raise _refusal(connection, words, answer)
     return answer
 
 

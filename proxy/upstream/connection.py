@@ -109,6 +109,10 @@ class NodeConnection(Endpoint):
 
         If cancelled, the command may have run; its reply is discarded.
         """
+        return await self.start(raw, asking=asking).wait_reply()
+
+    def start(self, raw: bytes, *, asking: bool = False) -> Waiter:
+        """Queue one request, whose reply is waited for later: several that are started at once share the way."""
         waiter = Waiter(raw)
         if self.is_closed:
             waiter.on_lost(False, self)
@@ -116,7 +120,7 @@ class NodeConnection(Endpoint):
             self.queue_asking(waiter)
         else:
             self.queue(waiter)
-        return await waiter.wait_reply()
+        return waiter
 
     # -- sending
 
