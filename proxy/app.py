@@ -366,7 +366,10 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
         lambda p: p.keeper.is_discoverer,
     ),
     (_counter("topology_records", "Commits of what was seen."), lambda p: p.keeper.recorder.records_total),
-    (_counter("events_recorded", "Events put on the timeline."), lambda p: p.keeper.recorder.events_total),
+    (
+        _counter("events_recorded", "Events of the cluster that this proxy put on the timeline."),
+        lambda p: p.keeper.recorder.events_total,
+    ),
     (
         _counter("topology_looks_unrecorded", "Looks at the cluster that the store did not take."),
         lambda p: p.keeper.recorder.missed_total,

@@ -15,6 +15,7 @@ from routing.slot import SLOT_COUNT
 SlotRange = tuple[int, int]  # inclusive
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]  # what JSON and msgpack carry
 
+PATTERN_CHARACTERS_MAX = 64  # fnmatch keeps some 30,000 patterns in memory, whatever their length
 SHARD_PREFIX_MIN = 4  # characters of a node id that a filter needs; fewer fit too many nodes
 
 
@@ -95,6 +96,8 @@ def parse_filter(kinds: Sequence[str] = (), shard: str = "", slot: str = "") -> 
     words = [word for text in kinds for word in (part.strip() for part in text.split(",")) if word]
     known = [kind.value for kind in EventKind]
     for word in words:
+        if len(word) > PATTERN_CHARACTERS_MAX:
+            raise ValueError(f"a kind, or a pattern of kinds, has up to {PATTERN_CHARACTERS_MAX} characters")
         if not any(fnmatchcase(kind, word) for kind in known):
             raise ValueError(f"{word!r} is no kind of event, and fits none: {', '.join(known)}")
     shard = shard.strip().lower()
@@ -103,7 +106,7 @@ def parse_filter(kinds: Sequence[str] = (), shard: str = "", slot: str = "") -> 
             f"{shard!r} is not a node id, or at least the first {SHARD_PREFIX_MIN} digits of one"
         )
     slot = slot.strip()
-    if slot and not (slot.isascii() and slot.isdecimal() and int(slot) < SLOT_COUNT):
+    if slot and not (slot.isascii() and slot.isdecimal() and len(slot) <= 5 and int(slot) < SLOT_COUNT):
         raise ValueError(f"{slot!r} is not a slot: those go from 0 to {SLOT_COUNT - 1}")
     return EventFilter(tuple(words), shard, int(slot) if slot else None)
 

@@ -49,17 +49,6 @@ def content_of(request: Request, members: Collection[str]) -> dict[str, Any]:
     return content
 
 
-def integer_of(request: Request, name: str, default: int, low: int, high: int) -> int:
-    """The query parameter ``name``. Raises ProblemError 400 if it is none from ``low`` to ``high``, or given twice."""
-    texts = request.query.get(name)
-    if texts is None:
-        return default
-    if len(texts) == 1 and texts[0].isascii() and texts[0].isdecimal() and len(texts[0]) <= len(str(high)):
-        if low <= (number := int(texts[0])) <= high:
-            return number
-    raise ProblemError(HTTPStatus.BAD_REQUEST, f"{name} takes one whole number from {low} to {high}")
-
-
 @contextmanager
 def store_problems() -> Iterator[None]:
     """What the store cannot do becomes a problem: 503 when a later attempt may work, else 500."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
-from proxy.admin.acts import integer_of, store_problems
-from proxy.admin.http import ProblemError, Request, Response, Route
+from proxy.admin.acts import store_problems
+from proxy.admin.http import Request, Response, Route
+from proxy.admin.query import number_of
 from proxy.store.interface import TopologyStore
 from proxy.topology.audit import read_page
 from routing.audit import facts_of_head, facts_of_record
 
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000  # records of one answer
-NUMBER_MAX = 10**16 - 1  # of a key with 16 digits
 
 
 def routes(store: TopologyStore) -> list[Route]:
@@ -22,15 +20,11 @@ def routes(store: TopologyStore) -> list[Route]:
     """
 
     async def get(request: Request) -> Response:
-        unknown = sorted(request.query.keys() - {"from", "limit"})
-        if unknown:
-            raise ProblemError(
-                HTTPStatus.BAD_REQUEST, f"{request.path} takes from and limit, and got {', '.join(unknown)}"
-            )
-        first = integer_of(request, "from", 1, 0, NUMBER_MAX)
-        limit = integer_of(request, "limit", PAGE_DEFAULT, 1, PAGE_MAX)
+        request.refuse_query("from", "limit")
+        first = number_of(request, "from")
+        limit = number_of(request, "limit", least=1, most=PAGE_MAX) or PAGE_DEFAULT
         with store_problems():
-            page = await read_page(store, first, limit)
+            page = await read_page(store, 1 if first is None else first, limit)
         return Response.of_json(
             {
                 "head": facts_of_head(page.head),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
@@ -120,7 +119,7 @@ def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object
     return {
         "epoch": view.epoch,
         "revision": view.revision,
-        "seen_at": None if seen_at is None else datetime.fromtimestamp(seen_at, UTC).isoformat(),
+        "seen_at": None if seen_at is None else rfc3339(seen_at),
         "shards": [
             {
                 "primary": _facts_of_node(shard.primary),

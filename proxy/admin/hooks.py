@@ -9,11 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 
-from proxy.admin.acts import content_of, operator_of
+from proxy.admin.acts import content_of, operator_of, store_problems
 from proxy.admin.http import ProblemError, Request, Response, Route
 from proxy.hooks.records import DeadLetter, ask_for_retry, read_letters, read_position, remove_letter
 from proxy.settings import HookSettings
-from proxy.store.interface import ConflictError, StoreError, TopologyStore
+from proxy.store.interface import ConflictError, TopologyStore
 from proxy.topology.event_facts import rfc3339
 from routing.hook_delivery import HookPosition
 
@@ -76,15 +76,12 @@ def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
 
     async def guarded(request: Request) -> Response:
         try:
-            return await handler(request)
+            with store_problems():
+                return await handler(request)
         except ConflictError:
             raise ProblemError(
                 HTTPStatus.CONFLICT, "the dead letter changed just now: look at it again"
             ) from None
-        except StoreError as error:
-            raise ProblemError(
-                HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers=[("Retry-After", "1")]
-            ) from error
 
     return guarded
 

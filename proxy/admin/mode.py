@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from http import HTTPStatus
 
 from proxy.admin.acts import content_of, operator_of, store_problems
 from proxy.admin.http import ProblemError, Request, Response, Route
+from proxy.topology.event_facts import rfc3339
 from proxy.topology.mode import ModeConflictError, ModeKeeper, ModeRefusedError, ModeState
 from routing.mode import NOTES, RoutingMode, refusal_of
 
@@ -54,7 +54,7 @@ def _facts_of_state(state: ModeState) -> dict[str, object]:
     return {
         "mode": state.mode.value,
         "revision": state.revision,
-        "at": None if state.at is None else datetime.fromtimestamp(state.at, UTC).isoformat(),
+        "at": None if state.at is None else rfc3339(state.at),
         "who": state.who or None,
     }
 

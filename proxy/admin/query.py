@@ -5,7 +5,6 @@ All raise ProblemError 400. No I/O: what is relative to the present gets it as `
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import datetime
 from http import HTTPStatus
@@ -15,6 +14,8 @@ from proxy.admin.http import ProblemError, Request
 DIGITS_MAX = 15  # of a number: what JSON's readers, and the store's keys, hold exactly
 
 _SECONDS_OF_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+# Of a moment that a date can name: the beginning of the year 1, and of the year 10000.
+_SECONDS_MIN, _SECONDS_END = -62_135_596_800, 253_402_300_800
 _RELATIVE = re.compile(r"-(?:\d{1,9}[smhd])+")
 _RELATIVE_PART = re.compile(r"(\d+)([smhd])")
 
@@ -55,18 +56,19 @@ def moment_of(request: Request, name: str, *, now: float) -> float | None:
     text = text_of(request, name)
     if text is None:
         return None
-    if _RELATIVE.fullmatch(text):
-        parts = _RELATIVE_PART.findall(text)
-        return now - sum(int(count) * _SECONDS_OF_UNIT[unit] for count, unit in parts)
     try:
-        at = float(text) if text[0].isdigit() and "-" not in text else _seconds_of_date(text)
-        if math.isfinite(at):
+        if _RELATIVE.fullmatch(text):
+            parts = _RELATIVE_PART.findall(text)
+            at = now - sum(int(count) * _SECONDS_OF_UNIT[unit] for count, unit in parts)
+        else:
+            at = float(text) if text[0].isdigit() and "-" not in text else _seconds_of_date(text)
+        if _SECONDS_MIN <= at < _SECONDS_END:  # NaN is not
             return at
     except (ValueError, OverflowError):
         pass
     raise _bad(
         f"{name} is a time: 2026-03-01T12:00:00Z, 1772366400, or -10m (s, m, h, d); "
-        f"{text!r} is none, or lacks its offset from UTC"
+        f"{text!r} is none, or lacks its offset from UTC, or its year is not 1 to 9999"
     )
 
 

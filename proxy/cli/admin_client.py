@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.cli.settings_options import add_admin_flag, add_file_flag, overrides_of, print_problems
+from proxy.cli.terminal import printable
 from proxy.settings.load import Override, SettingsError, load
 from routing.topology import Address
 
@@ -68,7 +69,7 @@ class AdminPort:
         if not isinstance(answer, dict) or (status == http.client.OK and expected not in answer):
             raise AskError(f"what listens at {self.address} is no admin port of Steadyread")
         if status != http.client.OK:
-            detail = answer.get("detail", reason)
+            detail = printable(str(answer.get("detail", reason)))
             raise AskError(
                 f"the admin port {self.address} answered {status}: {detail}", status=status, problem=answer
             )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
 from proxy.cli.main import DONE, FAILED, MISUSE
+from proxy.cli.terminal import printable
 from routing.audit import (
     AuditHead,
     AuditRecord,
@@ -148,8 +149,11 @@ def log_of_file(path: Path) -> AuditLog:
             with trio.CancelScope(shield=True):
                 await store.aclose()
 
-    if not path.is_file():  # to open a store makes one, and this must not
+    # To open a store makes one, and this must not.
+    if not path.is_file():
         raise _FileError(f"there is no file {path}")
+    if not path.stat().st_size:
+        raise _FileError(f"{path} is empty, so it is no topology store")
     try:
         return trio.run(read)
     except StoreError as error:
@@ -206,7 +210,7 @@ def _facts_of_finding(finding: Finding) -> dict[str, Any]:
 def _shown(record: AuditRecord | Damaged) -> str:
     """One line. What the log says is text from outside: nothing in it can break the line or reach the terminal."""
     if isinstance(record, Damaged):
-        return f"{record.number}  DAMAGED  {_safe(record.reason)}"
+        return f"{record.number}  DAMAGED  {printable(record.reason)}"
     words = (
         str(record.number),
         _time(record.at),
@@ -215,7 +219,7 @@ def _shown(record: AuditRecord | Damaged) -> str:
         record.act,
     )
     change = f"{_compact(record.before)} -> {_compact(record.after)}"
-    return "  ".join(map(_safe, (*words, change, record.hash)))
+    return "  ".join(map(printable, (*words, change, record.hash)))
 
 
 def _time(at: float) -> str:
@@ -227,10 +231,6 @@ def _time(at: float) -> str:
 
 def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _safe(text: str) -> str:
-    return text if text.isprintable() else json.dumps(text)
 
 
 def _number_and_hash(text: str) -> AuditHead:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
+from proxy.cli.terminal import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -179,7 +180,10 @@ def line_of(event: dict[str, Any]) -> Text:
     kind = event["kind"]
     style = next((style for word, style in STYLES.items() if word in kind), "cyan")
     return Text.assemble(
-        (event["at"], "dim"), f" {event['number']:>7} ", (f"{kind:<20}", style), f" {event['message']}"
+        (event["at"], "dim"),
+        f" {event['number']:>7} ",
+        (f"{kind:<20}", style),
+        f" {printable(event['message'])}",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from proxy.cli.admin_client import AdminPort, add_admin_flags, run_asking
+from proxy.cli.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,7 +108,9 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
     if facts["unowned_count"]:
         ranges = _shown_ranges(facts["unowned_slot_ranges"])
         shown.append(Text(f"{facts['unowned_count']} slots have no owner: {ranges}", style="bold red"))
-    shown.extend(Text(anomaly["message"], style="bold red") for anomaly in facts.get("anomalies", ()))
+    shown.extend(
+        Text(printable(anomaly["message"]), style="bold red") for anomaly in facts.get("anomalies", ())
+    )
     if (record := facts.get("record")) is not None:
         shown.append(Text(_record_text(record)))
     return shown
@@ -131,7 +134,8 @@ def _title_of(facts: dict[str, Any]) -> str:
 
 
 def _shown_node(node: dict[str, Any]) -> str:
-    return node["address"] if node["state"] == "online" else f"{node['address']} ({node['state']})"
+    address = printable(node["address"])
+    return address if node["state"] == "online" else f"{address} ({node['state']})"
 
 
 def _shown_ranges(ranges: list[list[int]]) -> str:

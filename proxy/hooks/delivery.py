@@ -160,6 +160,8 @@ async def _post(hook: HookSettings, idempotency_key: str, body: bytes, said: byt
             return await _answer(http, stream, said)
         finally:
             await trio.aclose_forcefully(stream)
+    except UnicodeError as error:  # of the name's encoding for DNS: an empty label, or one of 64 letters
+        return f"{parts.hostname} is no name of a host: {error}"
     except (OSError, trio.BrokenResourceError, h11.RemoteProtocolError) as error:
         return str(error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error)
 

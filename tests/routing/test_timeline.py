@@ -726,6 +726,8 @@ def test_filters() -> None:
         (lambda: parse_filter([], "xyzw"), "is not a node id"),
         (lambda: parse_filter([], "", "16384"), "from 0 to 16383"),
         (lambda: parse_filter([], "", "-1"), "from 0 to 16383"),
+        (lambda: parse_filter([], "", "9" * 5000), "from 0 to 16383"),
+        (lambda: parse_filter(["*" * 65]), "up to 64 characters"),
         (lambda: unique_shard(EventFilter(shard="abcd"), ["abcd1", "abcd2"]), "abcd1, abcd2"),
     ],
 )

@@ -89,6 +89,13 @@ async def test_what_is_not_there_is_said(method: str, path: str, status: int) ->
     assert (await ask(MemoryStore(), method, path))[0] == status
 
 
+async def test_a_damaged_position_is_500() -> None:
+    """Asking again would not help, so nobody is told to."""
+    store = MemoryStore()
+    await store.commit([Put(position_key("pager"), b"\xc1")])
+    assert (await ask(store, "GET", "/v1/hooks"))[0] == 500
+
+
 async def test_a_store_that_is_gone_is_503() -> None:
     """The caller may ask again; the proxy serves on."""
     store = MemoryStore()

@@ -76,7 +76,7 @@ async def test_setting_answers_with_the_new_state_and_records_who() -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8", "x-steadyread-operator": "anna@web1"}
     facts = await put(keeper, STRONG, headers)
     assert (facts["mode"], facts["revision"], facts["who"]) == ("strong", 1, "anna@web1")
-    assert facts["at"] == "2027-01-15T08:00:00+00:00"
+    assert facts["at"] == "2027-01-15T08:00:00.000Z"
     assert await get(keeper) == facts
     await put(keeper, {"mode": "strong", "revision": 1}, peer="")
     records = (await read_page(store, 1, 10)).records
@@ -94,7 +94,7 @@ async def test_a_past_revision_is_409_with_the_state_that_is() -> None:
     assert answer["current"] == {
         "mode": "strong",
         "revision": 1,
-        "at": "2027-01-15T08:00:00+00:00",
+        "at": "2027-01-15T08:00:00.000Z",
         "who": "admin",
     }
 

@@ -192,6 +192,7 @@ def test_a_store_file_is_read_without_a_proxy(tmp_path: Path, capsys: pytest.Cap
     for name, content, message in (
         ("none.db", None, "there is no file"),
         ("text.db", b"text" * 99, "text.db"),
+        ("empty.db", b"", "is empty"),
     ):
         file = tmp_path / name
         if content is not None:
@@ -207,7 +208,7 @@ def test_nothing_in_a_record_reaches_the_terminal_raw(capsys: pytest.CaptureFixt
     with admin_port(routes(store)) as address:
         assert main(["audit", "list", "--admin", address]) == 0
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith('1  time 1e+300  "\\u001b[2Jeve\\n2"  from')
+    assert line.startswith(r"1  time 1e+300  \x1b[2Jeve\n2  from")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from prometheus_client import CollectorRegistry
 from proxy.admin import endpoints, events
 from proxy.admin.endpoints import AdminState
 from proxy.admin.http import Route
+from proxy.cli.events import line_of
 from proxy.cli.main import main
 from proxy.store.memory import MemoryStore
+from proxy.topology.event_facts import facts_of_event
 from proxy.topology.history import History
 from routing.events import EventKind
 from routing.topology import EMPTY_VIEW
@@ -65,6 +67,12 @@ def test_events_are_lines_for_people_and_for_programs(
         assert main(["events", "--admin", address, "--kind", "nothing"]) == 1
         assert "is no kind of event" in capsys.readouterr().err
         assert main(["events", "--limit", "0"]) == 2
+
+
+def test_an_event_cannot_steer_the_terminal() -> None:
+    """What a hook's command said of its failure stands in the message: it comes from outside."""
+    event = facts_of_event(an_event(1, message="exit code 3: \x1b[31mred\nand \x07, ü [bold]"))
+    assert line_of(event).plain.endswith(r" exit code 3: \x1b[31mred\nand \x07, ü [bold]")
 
 
 def test_a_follower_survives_a_restart_of_the_proxy_and_ends_quietly() -> None:

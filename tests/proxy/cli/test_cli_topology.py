@@ -49,7 +49,7 @@ def test_the_table_shows_shards_replicas_migrations_and_gaps(
         assert main(["topology", "--admin", address]) == 0
     shown = capsys.readouterr().out
     for text in (
-        "epoch 9, revision 5, seen at 2027-01-15T08:00:00+00:00",
+        "epoch 9, revision 5, seen at 2027-01-15T08:00:00.000Z",
         "8000: 0-7999",
         "10.0.0.3:7000 (failing)",
         "migration (stepwise): 3 slots (1-2, 7) from 10.0.0.1:7000 to 10.0.0.2:7000",

@@ -266,6 +266,14 @@ async def test_a_server_that_drips_is_left_after_the_timeout() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_host_that_dns_cannot_name_is_a_failed_attempt() -> None:
+    """So it becomes a dead letter: a fault that is no attempt would be tried again for ever."""
+    for host in ("a..b", "a" * 64 + ".example"):
+        problem = await deliver(HookSettings(name="h", url=f"http://{host}/"), EVENT, "k-7")
+        assert problem is not None
+        assert problem.startswith(f"{host} is no name of a host")
+
+
 async def test_nobody_at_the_url_is_a_failed_attempt() -> None:
     """A refused connection is no crash."""
     async with receiver() as it:
