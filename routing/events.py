@@ -90,7 +90,7 @@ class EventFilter:
 def parse_filter(kinds: Sequence[str] = (), shard: str = "", slot: str = "") -> EventFilter:
     """A filter from an operator's words. Each of ``kinds`` may hold several, with commas between them.
 
-    Whether a shard's beginning fits one node only, ``unique_shard`` says. Raises ValueError that names the word and
+    The beginning of a node's id fits every node whose id begins so. Raises ValueError that names the word and
     what it may be.
     """
     words = [word for text in kinds for word in (part.strip() for part in text.split(",")) if word]
@@ -109,12 +109,3 @@ def parse_filter(kinds: Sequence[str] = (), shard: str = "", slot: str = "") -> 
     if slot and not (slot.isascii() and slot.isdecimal() and len(slot) <= 5 and int(slot) < SLOT_COUNT):
         raise ValueError(f"{slot!r} is not a slot: those go from 0 to {SLOT_COUNT - 1}")
     return EventFilter(tuple(words), shard, int(slot) if slot else None)
-
-
-def unique_shard(wanted: EventFilter, node_ids: Sequence[str]) -> None:
-    """Raises ValueError if the filter's shard is the beginning of several of ``node_ids``, and names them."""
-    fitting = sorted({node_id for node_id in node_ids if node_id.startswith(wanted.shard)})
-    if wanted.shard and len(fitting) > 1 and wanted.shard not in fitting:
-        raise ValueError(
-            f"{wanted.shard!r} is the beginning of {len(fitting)} node ids: {', '.join(fitting[:5])}"
-        )

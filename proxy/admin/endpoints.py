@@ -92,6 +92,12 @@ async def _facts_of_past(request: Request, history: History | None) -> dict[str,
     with store_problems():
         record = await history.view_at(epoch=epoch, at=at)
         oldest = None if record is not None else await history.oldest_version()
+    if record is not None and epoch is not None and epoch > record.view.epoch:
+        newest = (await history.versions(1))[0].view.epoch
+        if epoch > newest:
+            raise ProblemError(
+                HTTPStatus.NOT_FOUND, f"epoch {epoch} has not been seen: the newest is {newest}"
+            )
     asked = f"epoch {epoch}" if at is None else rfc3339(at)
     if record is not None:
         return {**facts_of_view(record.view, record.at), "as_of": asked, **_facts_of_version(record)}

@@ -17,6 +17,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -313,8 +315,13 @@ class AdminServer:
             ).response()
 
     def _check_token(self, request: Request) -> None:
-        """Raises ProblemError 401 unless the right token was sent. All wrong ones take the same time."""
+        """Raises ProblemError 401 unless the right token was sent. All wrong ones take the same time.
+
+        Without a token, 403 for a host by any name but localhost: a page in a browser can make its own name lead to
+        this port, and is then as good as its owner.
+        """
         if not self._token:
+            _refuse_foreign_name(request.headers.get("host", ""))
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         is_right = hmac.compare_digest(token.strip().encode("latin-1"), self._token)
@@ -324,6 +331,18 @@ class AdminServer:
                 "send the admin token: Authorization: Bearer TOKEN",
                 headers=[("WWW-Authenticate", 'Bearer realm="steadyread admin"')],
             )
+
+
+def _refuse_foreign_name(host: str) -> None:
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        ip_address(name)
+    except ValueError:
+        if name not in ("", "localhost"):
+            raise ProblemError(
+                HTTPStatus.FORBIDDEN,
+                f"this port has no token, so it answers to an IP address or localhost, and not to {name[:100]!r}",
+            ) from None
 
 
 class _Connection:

@@ -140,11 +140,12 @@ def admin_port_of(arguments: argparse.Namespace) -> AdminPort:
 
 
 def run_asking(arguments: argparse.Namespace, command: Callable[[AdminPort], int]) -> int:
-    """The exit code of ``command``, called with the port; 1 when settings or answer are unusable, and says why."""
+    """The exit code of ``command``, called with the port. When settings (2) or answer (1) are unusable, says why."""
     try:
         return command(admin_port_of(arguments))
     except SettingsError as error:
         print_problems(error)
+        return 2
     except AskError as error:
         print(f"steadyread: {error}", file=sys.stderr)
     return 1

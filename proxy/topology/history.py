@@ -123,11 +123,6 @@ class History:
 
     # -- the timeline
 
-    async def first_number(self) -> int:
-        """Of the oldest event still kept; with none, the number that the next event gets."""
-        entries = await self._store.read(*prefix_range(EVENTS), limit=1)
-        return number_of(entries[0].key) if entries else await self.newest_number() + 1
-
     async def newest_number(self) -> int:
         """Of the newest event; 0 before the first."""
         head = await self._store.get(EVENT_HEAD)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.store.records import pack_event, pack_timeline, unpack_event, unpack_timeline
 from routing.cluster_nodes import AtomicMigration, Replication
-from routing.events import Event, EventFilter, EventKind, parse_filter, unique_shard
+from routing.events import Event, EventKind, parse_filter
 from routing.migrations import Stage
 from routing.slot import SLOT_COUNT
 from routing.timeline import advance
@@ -728,7 +728,6 @@ def test_filters() -> None:
         (lambda: parse_filter([], "", "-1"), "from 0 to 16383"),
         (lambda: parse_filter([], "", "9" * 5000), "from 0 to 16383"),
         (lambda: parse_filter(["*" * 65]), "up to 64 characters"),
-        (lambda: unique_shard(EventFilter(shard="abcd"), ["abcd1", "abcd2"]), "abcd1, abcd2"),
     ],
 )
 def test_a_filter_that_cannot_be_says_what_can(parse: Callable[[], object], words: str) -> None:

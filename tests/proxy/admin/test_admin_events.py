@@ -191,7 +191,7 @@ async def test_a_stream_outlives_a_store_that_is_away(autojump_clock: trio.testi
 async def a_connection(port: int, last: str) -> AsyncIterator[trio.SocketStream]:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
-        head = f"GET /v1/events?from=1 HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n{last}\r\n"
+        head = f"GET /v1/events?from=1 HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{last}\r\n"
         await stream.send_all(head.encode())
         yield stream
 

@@ -100,7 +100,7 @@ def parse(received: bytes, methods: Sequence[str]) -> list[Answer]:
     while left:
         client = h11.Connection(h11.CLIENT)
         method = methods[min(len(answers), len(methods) - 1)]
-        client.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
+        client.send(h11.Request(method=method, target="/", headers=[("Host", "localhost")]))
         client.send(h11.EndOfMessage())
         client.receive_data(left)
         head, body = client.next_event(), bytearray()
@@ -119,13 +119,13 @@ def parse(received: bytes, methods: Sequence[str]) -> list[Answer]:
 
 def request(line: str, *headers: str, body: str = "") -> bytes:
     length = [f"Content-Length: {len(body)}"] if body else []
-    return "\r\n".join([f"{line} HTTP/1.1", "Host: x", *length, *headers, "", body]).encode()
+    return "\r\n".join([f"{line} HTTP/1.1", "Host: localhost", *length, *headers, "", body]).encode()
 
 
 CONVERSATION = (
     request("GET /echo?a=1&a=&b=%20")
     + request("POST /echo", body="hello")
-    + b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+    + b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
     + request("DELETE /things/a%2Fb/parts/7")
     + request("GET http://x/echo", "Connection: close")
 )
@@ -215,22 +215,22 @@ async def test_a_token_is_asked_for_everywhere_but_at_open_routes(
         (b"\r\nnonsense\r\n\r\n", 400),
         (b"*1\r\n$4\r\nPING\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
-        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"GET relative HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /echo?%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /echo?" + b"a&" * 40 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000, 431),
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n", 413),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET relative HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /%ff HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /echo?%ff HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /echo?" + b"a&" * 40 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 40_000, 431),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n", 413),
         (
-            b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
             + b"8000\r\n"
             + b"x" * 0x8000
             + (b"\r\n8000\r\n" + b"x" * 0x8000) * 9,
             413,
         ),
-        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: zip\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: zip\r\n\r\n", 501),
     ],
 )
 async def test_bad_requests_are_answered_and_end_the_connection(sent: bytes, expected: int) -> None:
@@ -363,3 +363,22 @@ async def test_connections_are_bounded_and_idle_ones_make_room() -> None:
         assert await idle.receive_some() == b""
 
     await with_server(server, act_idle)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7380", 200),
+        ("[::1]:7380", 200),
+        ("localhost:7380", 200),
+        ("evil.example", 403),
+        ("evil.example:7380", 403),
+        ("127.0.0.1.evil.example", 403),
+    ],
+)
+async def test_without_a_token_only_an_address_or_localhost_is_answered(host: str, status: int) -> None:
+    """A page in a browser can make its own name lead to this port; its requests still carry that name."""
+    server = AdminServer(ROUTES)
+    request = Request("GET", "/v1/thing", {}, {"host": host})
+    response = await server._response_to(request, server._table.find("/v1/thing"))
+    assert (response.status.value == 403) is (status == 403)
