@@ -1,4 +1,4 @@
-"""The quick form of ``tests.bench.large``: generous marks, and the fastest of some rounds, so that noise fails nothing."""
+"""The quick form of ``tests.bench.large``: wide marks, and the fastest of some rounds, so that noise fails nothing."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def test_no_step_of_discovery_or_of_a_question_to_a_view_is_long() -> None:
     """With 1,000 nodes; each of these once cost slots times shards."""
     view = view_of(500, 500)
     for row in [*discovery(view, 3), *questions(view, 3)]:
-        if row.unit == "ms" and not row.name.startswith("merge") or "longest" in row.name:
+        if (row.unit == "ms" and not row.name.startswith("merge")) or "longest" in row.name:
             limit = 4 * STRETCH_MARK_MILLISECONDS if "admin" in row.name else STRETCH_MARK_MILLISECONDS
             assert min(row.samples) < limit * NOISE, row.name
