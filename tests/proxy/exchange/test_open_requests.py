@@ -532,16 +532,18 @@ async def test_a_node_is_asked_once_when_a_moved_names_a_replica(world: World) -
 async def test_a_client_waits_for_the_former_owner_and_no_other_client_does(world: World) -> None:
     """Rule 4, whichever way a slot's owner changes: another shard has it, or its shard another primary."""
     moved, kept = keys_of(world, 0)[0], keys_of(world, 1)[0]
-    mine, other = world.client(), world.client()
+    mine, other, neighbour = world.client(), world.client(), world.client()
+    neighbour.send(command("GET", keys_of(world, 0)[1]))  # the same node, a slot that stays
     mine.send(command("GET", moved))
     other.send(command("GET", kept))
     world.owners[slot_of(moved)] = 2
     world.see()
     assert mine.connection.is_held
     assert not other.connection.is_held
+    assert not neighbour.connection.is_held
     mine.send(command("GET", moved))
     assert world.nodes[2].take() == []
-    world.nodes[0].reply(b"$1\r\na\r\n")
+    world.nodes[0].reply(b"$1\r\nb\r\n", b"$1\r\na\r\n")
     world.turn()
     assert world.nodes[2].take() == [[b"GET", moved]]
     shards = list(world.topology.view.shards)
