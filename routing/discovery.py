@@ -59,8 +59,7 @@ def whom_to_ask(
     moving = [shard.primary.address for shard in view.shards if shard.primary.id in parties]
     urgent = list(dict.fromkeys(heard))[: asked_max // 4] + _in_turn(moving, turn, asked_max // 4)
     left = asked_max - len(dict.fromkeys(urgent))
-    replica_count = left // 4 if len(primaries) >= left - left // 4 else left
-    chosen = urgent + _in_turn(replicas, turn, replica_count)
+    chosen = urgent + _in_turn(replicas, turn, max(left // 4, left - len(primaries)))
     chosen += _in_turn(primaries, turn, asked_max - len(dict.fromkeys(chosen)))
     return list(dict.fromkeys(chosen))
 

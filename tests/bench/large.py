@@ -476,14 +476,14 @@ def show(rows: Sequence[Row], console: Console) -> None:
     table = Table(title="CPU time in the event loop")
     table.add_column("step", no_wrap=True)
     for heading in ("", "fastest", "median", "worst", "mark", ""):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
             row.unit,
-            f"{min(row.samples):.3f}",
-            f"{row.median:.3f}",
-            f"{max(row.samples):.3f}",
+            f"{min(row.samples):.2f}",
+            f"{row.median:.2f}",
+            f"{max(row.samples):.2f}",
             "" if row.mark is None else f"{row.mark:g}",
             "" if row.mark is None else "PASS" if row.passes else "FAIL",
         )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from routing.cluster_nodes import (
     AtomicMigration,
+    LineCache,
+    NodeLine,
+    NodesParser,
     Replication,
     ReportError,
     parse_atomic_migrations,
@@ -351,3 +357,56 @@ def test_memory_that_is_not_told_is_an_error(text: str) -> None:
         parse_used_bytes(text)
     with pytest.raises(ReportError):
         parse_key_count("db0:expires=3")
+
+
+def test_the_same_words_at_other_times_are_the_same_line() -> None:
+    """Only the two times change from answer to answer, so nothing else needs parsing again."""
+    cache = LineCache()
+
+    def read(text: str) -> tuple[NodeLine, ...]:
+        parser = NodesParser(filled(text), ASKED, cache)
+        while parser.step():
+            pass
+        return parser.result()[1]
+
+    first = read(CAPTURED["redis-7.0"])
+    again = read(re.sub(r" 0 (\d{13}) ", lambda found: f" 7 {int(found[1]) + 1000} ", CAPTURED["redis-7.0"]))
+    assert all(line is other for line, other in zip(first, again, strict=True))
+    failing = read(CAPTURED["redis-7.0"].replace("master - 0", "master,fail - 0"))
+    assert [line.node.is_failing for line in failing] == [False, True, False]
+    assert (failing[0], failing[2]) == (first[0], first[2])
+
+
+def test_a_nodes_own_line_is_never_taken_from_another_answer() -> None:
+    """What a node without address says of itself depends on where it was asked."""
+    cache = LineCache()
+    text = filled("{A} :7000@17000 myself,master - 0 0 0 connected")
+    for host in ("one", "two"):
+        parser = NodesParser(text, Address(host, 1), cache)
+        assert not parser.step()
+        assert parser.result()[0].node.address == Address(host, 7000)
+
+
+def test_the_remembered_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the cluster changes; and a line that is met often outlives those that are not."""
+    monkeypatch.setattr(LineCache, "LINES_MAX", 10)
+    cache = LineCache()
+    often = ("often",)
+    cache.put(often, cast("NodeLine", "line"))
+    for number in range(1000):
+        cache.put((str(number),), cast("NodeLine", number))
+        assert len(cache) <= 20
+        assert cache.get(often) == "line"
+    assert cache.get(("3",)) is None
+
+
+@given(st.integers(1, 7))
+def test_steps_of_any_size_read_the_same(lines_per_step: int) -> None:
+    for text in map(filled, CAPTURED.values()):
+        parser = NodesParser(text, ASKED, LineCache())
+        parser.LINES_PER_STEP = lines_per_step  # type: ignore[misc]
+        steps = 1
+        while parser.step():
+            steps += 1
+        assert steps == -(-4 // lines_per_step)
+        assert parser.result() == parse_nodes(text, ASKED)

@@ -10,9 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.cluster_nodes import AtomicMigration, NodeLine, Report
-from routing.discovery import Known, merge, with_moved
+from routing.discovery import Known, Merging, best_lines, merge, whom_to_ask, with_all_moved, with_moved
 from routing.slot import SLOT_COUNT
-from routing.topology import EMPTY_VIEW, UNOWNED, Address, Migration, MigrationKind, Node, Role, TopologyView
+from routing.topology import (
+    EMPTY_VIEW,
+    UNOWNED,
+    Address,
+    Migration,
+    MigrationKind,
+    Node,
+    Role,
+    Shard,
+    TopologyView,
+)
 
 NOTHING = Known(EMPTY_VIEW, (0,) * SLOT_COUNT)
 
@@ -230,3 +240,97 @@ def test_a_slot_that_nobody_claims_keeps_its_owner_once() -> None:
     handed_over = replace(B, slot_ranges=((5, 5), (100, SLOT_COUNT - 1)))
     found = merge([report(without, B), report(handed_over, A)], doubted, {})
     assert (owner(found.view, 5), found.unclaimed) == ("b", frozenset())
+
+
+def test_a_migration_goes_on_while_nobody_is_asked_who_could_tell() -> None:
+    """In a large cluster a round asks a few; only the source and the target know of their open slots."""
+    a = replace(A, migrating=((5, "b"), (6, "b")))
+    c = line("c", 1, 0, 3)
+    known = merge([report(a, B, c)], NOTHING, {})
+    assert known.view.migrations == (Migration((5, 6), "a", "b", MigrationKind.STEPWISE),)
+    assert merge([report(c, A, B)], known, {}).view is known.view
+    # B is heard to have taken slot 5, with a newer epoch: only 6 is left.
+    taken = replace(B, node=node("b", 9), slot_ranges=((5, 5), *B.slot_ranges))
+    assert merge([report(c, A, taken)], known, {}).view.migrations == (
+        Migration((6,), "a", "b", MigrationKind.STEPWISE),
+    )
+    # Either party's own word ends it.
+    for teller in (report(A, B, c), report(B, A, c)):
+        assert merge([teller], known, {}).view.migrations == ()
+
+
+def test_equal_shards_stay_the_same_tuple_when_slots_move() -> None:
+    """So that who follows the nodes sees at once that nothing concerns it."""
+    known = merge([report(A, B), report(B, A)], NOTHING, {})
+    a, b = line("a", 0, 49, 1), replace(B, slot_ranges=((50, SLOT_COUNT - 1),))
+    again = merge([report(a, b), report(b, a)], known, {})
+    assert owner(again.view, 50) == "b"
+    assert again.view.shards is known.view.shards
+
+
+def test_a_merge_in_steps_counts_what_is_known_at_its_end() -> None:
+    """A MOVED that comes between two steps is not lost."""
+    reports = [report(A, B), report(B, A)]
+    known = merge(reports, NOTHING, {})
+    merging = Merging(reports)
+    while merging.step():
+        pass
+    moved = with_moved(known.view, 5, Address("b", 7000))
+    again = merging.finish(Known(moved, known.claim_epochs), {5: Address("b", 7000)})
+    assert again.view is moved
+
+
+def test_many_moves_are_as_one_after_the_other() -> None:
+    """A known owner's, a replica's, a stranger's, and one that is no news."""
+    a = replace(A, migrating=((5, "b"), (6, "b")))
+    view = merge([report(a, B, replica("r", "a"))], NOTHING, {}).view
+    names = {5: "b", 6: "r", 7: "stranger", 8: "r", 9: "a"}
+    moves = {slot: Address(name, 7000) for slot, name in names.items()}
+    one_by_one = view
+    for slot, address in moves.items():
+        one_by_one = with_moved(one_by_one, slot, address)
+    at_once = with_all_moved(view, moves)
+    assert at_once == replace(one_by_one, revision=view.revision + 1)
+    assert with_all_moved(view, {9: Address("a", 7000)}) is view
+
+
+def test_a_line_of_many_reports_is_as_good_as_equal_lines() -> None:
+    """Whether or not equal lines are the same object; the first of equal epochs counts."""
+    shared = [report(line("x", 1, 0), A, B), report(line("y", 1, 0), A, B)]
+    apart = [replace(r, others=tuple(replace(other) for other in r.others)) for r in shared]
+    assert best_lines(shared) == best_lines(apart)
+
+
+def cluster(primaries: int, replicas: int, migrations: tuple[Migration, ...] = ()) -> TopologyView:
+    followers = [
+        Node(f"r{n}", Address(f"r{n}", 7000), Role.REPLICA, f"p{n % primaries}") for n in range(replicas)
+    ]
+    shards = tuple(Shard(node(f"p{n}"), tuple(followers[n::primaries])) for n in range(primaries))
+    return TopologyView(1, 1, shards, (0,) * SLOT_COUNT, migrations)
+
+
+def test_a_small_cluster_is_asked_whole() -> None:
+    view = cluster(8, 8)
+    assert set(whom_to_ask(view, 3, 16)) == {node.address for node in view.nodes()}
+
+
+@pytest.mark.parametrize(("primaries", "replicas"), [(500, 500), (1000, 0), (3, 60), (17, 0)])
+def test_in_a_large_cluster_everyone_is_asked_in_turn(primaries: int, replicas: int) -> None:
+    """And never more than the round's size."""
+    view = cluster(primaries, replicas)
+    asked: set[Address] = set()
+    for turn in range(400):
+        now = whom_to_ask(view, turn, 16)
+        assert len(now) == len(set(now)) == 16
+        asked.update(now)
+    assert asked == {node.address for node in view.nodes()}
+
+
+def test_who_knows_of_a_migration_and_who_was_heard_of_is_asked_at_each_round() -> None:
+    view = cluster(500, 500, (Migration((1,), "p300", "p400", MigrationKind.STEPWISE),))
+    heard = Address("r250", 7000)
+    for turn in range(10):
+        asked = whom_to_ask(view, turn, 16, [heard, Address("stranger", 1)])
+        assert {Address("p300", 7000), Address("p400", 7000), heard} <= set(asked)
+        assert Address("stranger", 1) not in asked
+        assert len(asked) == 16

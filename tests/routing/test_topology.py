@@ -51,3 +51,36 @@ def test_owners_and_nodes() -> None:
     assert view.slot_ranges_of(0) == ((0, 1),)
     assert view.unowned_count == SLOT_COUNT - 3
     assert EMPTY_VIEW.unowned_count == SLOT_COUNT
+
+
+@given(st.lists(st.tuples(st.integers(UNOWNED, 2), st.integers(1, 9)), max_size=12))
+def test_slot_ranges_are_the_runs_of_each_owner(runs: list[tuple[int, int]]) -> None:
+    """However often an owner's slots are torn apart; UNOWNED has ranges too."""
+    owners = [owner for owner, length in runs for _ in range(length)]
+    owners += [1] * (SLOT_COUNT - len(owners))
+    shards = tuple(Shard(Node(str(n), Address("h", n), Role.PRIMARY)) for n in range(3))
+    view = TopologyView(1, 1, shards, tuple(owners))
+    for owner in range(UNOWNED, 3):
+        mine = [slot for slot, other in enumerate(owners) if other == owner]
+        assert view.slot_ranges_of(owner) == tuple(ranges(mine))
+
+
+def test_an_address_serves_while_any_node_there_is_not_failing() -> None:
+    """A node that took over a failed one's address may be in the view beside it."""
+    here, there = Address("here", 1), Address("there", 1)
+    old = Node("old", here, Role.PRIMARY, is_failing=True)
+    dead = Node("dead", there, Role.REPLICA, "old", is_failing=True)
+    view = TopologyView(1, 1, (Shard(old, (dead,)),), (UNOWNED,) * SLOT_COUNT)
+    assert not view.is_serving(here)
+    assert not view.is_serving(there)
+    young = Node("young", here, Role.REPLICA, "old")
+    view = TopologyView(2, 1, (Shard(old, (dead, young)),), (UNOWNED,) * SLOT_COUNT)
+    assert view.is_serving(here)
+
+
+def test_what_is_worked_out_once_is_no_part_of_the_content() -> None:
+    view = TopologyView(1, 1, (), (UNOWNED,) * SLOT_COUNT)
+    other = TopologyView(1, 1, (), (UNOWNED,) * SLOT_COUNT)
+    assert view.unowned_count == SLOT_COUNT
+    assert view.slot_ranges_of(UNOWNED) == ((0, SLOT_COUNT - 1),)
+    assert view == other

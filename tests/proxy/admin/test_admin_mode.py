@@ -162,7 +162,8 @@ async def test_the_origin_is_the_address_of_the_other_end() -> None:
         await nursery.start(lambda task_status: server.serve([listener], task_status=task_status))
         stream = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
         body = json.dumps(STRONG).encode()
-        head = f"PUT /v1/mode HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = "PUT /v1/mode HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}"
         await stream.send_all(head.encode() + b"\r\n\r\n" + body)
         assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200 ")
         port = stream.socket.getsockname()[1]

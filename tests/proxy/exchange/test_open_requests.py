@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from proxy.exchange.open_requests import RESENDS_MAX
+from proxy.exchange.routes import KINDS
 from proxy.protocol.encode import frame
 from proxy.protocol.replies import ServerError
 from proxy.topology.discovery import Discovery
@@ -530,3 +531,48 @@ async def test_a_node_is_asked_once_when_a_moved_names_a_replica(world: World) -
     discovery.close()
     assert replica.address in look.asked
     assert len(look.asked) == len(set(look.asked))
+
+
+async def test_a_client_waits_for_the_former_owner_and_no_other_client_does(world: World) -> None:
+    """Rule 4, whichever way a slot's owner changes: another shard has it, or its shard another primary."""
+    moved, kept = keys_of(world, 0)[0], keys_of(world, 1)[0]
+    mine, other, neighbour = world.client(), world.client(), world.client()
+    neighbour.send(command("GET", keys_of(world, 0)[1]))  # the same node, a slot that stays
+    mine.send(command("GET", moved))
+    other.send(command("GET", kept))
+    world.owners[slot_of(moved)] = 2
+    world.see()
+    assert mine.connection.is_held
+    assert not other.connection.is_held
+    assert not neighbour.connection.is_held
+    mine.send(command("GET", moved))
+    assert world.nodes[2].take() == []
+    world.nodes[0].reply(b"$1\r\nb\r\n", b"$1\r\na\r\n")
+    world.turn()
+    assert world.nodes[2].take() == [[b"GET", moved]]
+    shards = list(world.topology.view.shards)
+    view = replace(world.topology.view, revision=98, shards=(shards[0], shards[2], shards[1]))
+    world.topology.adopt(view, trio.current_time())
+    assert other.connection.is_held
+
+
+async def test_routes_follow_connections_without_a_new_view(autojump_clock: MockClock, world: World) -> None:
+    """A slot's routes are ready again once its node is, those of a slot in flux never; nobody else's change."""
+    routes = world.exchange.routes
+    slot, in_flux = (slot_of(key) for key in keys_of(world, 1)[:2])
+    world.migrations[in_flux] = (1, 2)
+    world.see()
+    world.nodes[1].accepts = False
+    world.nodes[1].lose()
+    await world.settle()
+    ready = [KINDS[2][lane] for lane in Lane]
+    assert not any(routes.of_slot[slot][kind].ready for kind in ready)
+    assert all(routes.of_slot[slot_of(keys_of(world, 0)[0])][kind].ready for kind in ready)
+    world.nodes[1].accepts = True
+    await world.connect()
+    assert all(routes.of_slot[slot][kind].ready for kind in ready)
+    assert not any(route.ready for route in routes.of_slot[in_flux])
+    world.migrations.clear()
+    world.see()
+    assert all(routes.of_slot[in_flux][kind].ready for kind in ready)
+    assert not any(routes.of_slot[slot][kind].ready for kind in KINDS[3])  # nobody speaks RESP 3
