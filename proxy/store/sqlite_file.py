@@ -324,6 +324,7 @@ class StoreFile:
             return 0  # SQLite must not see a WAL beside an empty file: it would delete it
         connection = self._connect("ro")
         try:
+            connection.execute("BEGIN")  # one state of the file: another process may be making it just now
             application_id = _pragma(connection, "application_id")
             version = _pragma(connection, "user_version")
             if application_id == 0 and version == 0:

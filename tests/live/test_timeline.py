@@ -79,8 +79,11 @@ class Watched:
 
 @asynccontextmanager
 async def watched(cluster: Cluster, file: Path) -> AsyncIterator[Watched]:
+    """A proxy that has recorded the cluster as it is: it serves a moment before it has."""
     async with a_proxy(cluster, file) as admin:
-        yield Watched(cluster, admin, file)
+        seen = Watched(cluster, admin, file)
+        await seen.wait_event("cluster_seen")
+        yield seen
 
 
 @asynccontextmanager
@@ -224,7 +227,7 @@ async def test_an_atomic_migration_is_one_record(tmp_path: Path) -> None:
 
 
 async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
-    """Three proxies and one file: one looks, all see; when it is killed, another goes on within seconds and says for
+    """Two proxies and one file: one looks, all see; when it is killed, another goes on within seconds and says for
     how long nobody looked. No event is lost, doubled or out of order."""
     file = tmp_path / "topology.sqlite"
     async with (
@@ -233,6 +236,7 @@ async def test_a_fleet_shares_one_record(tmp_path: Path) -> None:
         a_proxy(cluster, file) as second,
     ):
         follower = Watched(cluster, second, file)
+        await follower.wait_event("cluster_seen")
         discoverers = {(await follower.get("/v1/topology"))["record"]["discoverer"]}
         leader = Watched(cluster, first, file)
         discoverers.add((await leader.get("/v1/topology"))["record"]["discoverer"])
