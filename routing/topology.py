@@ -99,6 +99,15 @@ class TopologyView:
         index = self.shard_of_slot[slot]
         return None if index == UNOWNED else self.shards[index].primary
 
+    def says_the_same_as(self, other: TopologyView) -> bool:
+        """Whether two views have the same content, whichever was seen first."""
+        return (
+            self.epoch == other.epoch
+            and self.migrations == other.migrations
+            and self.shard_of_slot == other.shard_of_slot
+            and self.shards == other.shards
+        )
+
     def nodes(self) -> Iterator[Node]:
         """All nodes, each primary before its replicas."""
         for shard in self.shards:

@@ -37,7 +37,10 @@ from routing.topology import Address, MigrationKind, TopologyView
 ASKED_MAX = 16  # nodes per round
 ANSWER_SECONDS = 0.5  # a node that does not answer by then counts as not answering this round
 SIZES_SECONDS = 5.0  # between two questions for keys and bytes, which are for balance and need no more
-COUNTED_SLOTS_MAX = 16  # open slots whose keys are counted in a round
+COUNT_SECONDS = (
+    1.0  # between two counts of open slots, which tell whether they are stuck; each change is a commit
+)
+COUNTED_SLOTS_MAX = 16  # open slots whose keys are counted then
 
 Question = tuple[str, ...]  # the words of a command
 CLUSTER_INFO: Question = ("CLUSTER", "INFO")
@@ -59,7 +62,7 @@ class Look:
     asked: tuple[Address, ...]
     reports: tuple[Report, ...]  # of those that answered, in the order asked
     problems: Mapping[Address, str]  # why the others did not
-    keys_in_slot: Mapping[tuple[int, str], int]  # (open slot, node id) -> keys
+    keys_in_slot: Mapping[tuple[int, str], int]  # (open slot, node id) -> keys, of those counted this time
 
 
 class _Asked:
@@ -87,6 +90,7 @@ class Discovery:
         self._dialer = dialer
         self._asked: dict[Address, _Asked] = {}
         self._lines = LineCache()
+        self._counted_at = -COUNT_SECONDS  # trio time
 
     @property
     def engine_version(self) -> str:
@@ -213,6 +217,9 @@ class Discovery:
     async def _count_keys(self, view: TopologyView) -> dict[tuple[int, str], int]:
         """The keys of open slots on either side; a node that does not tell is left out."""
         counts: dict[tuple[int, str], int] = {}
+        if not view.migrations or trio.current_time() - self._counted_at < COUNT_SECONDS:
+            return counts
+        self._counted_at = trio.current_time()
         address_of = {node.id: node.address for node in view.nodes()}
 
         async def count(slot: int, node_id: str) -> None:

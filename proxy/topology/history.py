@@ -25,11 +25,11 @@ from proxy.store.records import (
     VIEWS_BY_TIME,
     ViewRecord,
     micros,
-    migration_of,
     number_of,
     numbered,
     unpack,
     unpack_event,
+    unpack_migration,
     unpack_replica,
 )
 from proxy.topology.views import ViewReader
@@ -228,7 +228,7 @@ class _Decoding:
 
     async def migration(self, entry: Entry) -> MigrationRecord:
         await self._step_aside()
-        return migration_of(unpack(entry.value, "migration"))
+        return unpack_migration(entry.value)
 
     async def _step_aside(self) -> None:
         if perf_counter() >= self._until:

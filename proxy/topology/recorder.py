@@ -37,10 +37,9 @@ from proxy.store.records import (
     VIEW,
     VIEW_NODES,
     VIEWS,
-    VIEWS_BY_EPOCH,
-    VIEWS_BY_TIME,
     Looked,
     ViewRecord,
+    index_keys,
     migration_key,
     number_of,
     numbered,
@@ -63,7 +62,7 @@ from routing.replicas import ReplicaRecord, replica_records
 from routing.timeline import Advance, Event, EventKind, Observation, Plain, Timeline, TimelineLimits, advance
 from routing.topology import EMPTY_VIEW
 
-MICROSECONDS = 1_000_000
+MICROSECOND = 1e-6  # the least difference that the index by time tells apart
 REPLICAS_MAX = 10_000  # more than a cluster can have nodes
 
 log = get_logger(__name__)
@@ -76,6 +75,7 @@ class _Head:
     view: ViewRecord | None
     view_revision: int
     timeline: Timeline
+    timeline_value: bytes  # as it is on record; empty before the first
     timeline_revision: int
     event_count: int
     events_revision: int
@@ -216,6 +216,7 @@ class Recorder:
                 view=EMPTY_VIEW if view is None else view.view,
                 observed_at=0.0 if looked is None else looked.at,
             ),
+            timeline_value=b"" if timeline_entry is None else timeline_entry.value,
             timeline_revision=ABSENT if timeline_entry is None else timeline_entry.revision,
             event_count=0 if events_entry is None else unpack_number(events_entry.value, "number of events"),
             events_revision=ABSENT if events_entry is None else events_entry.revision,
@@ -308,7 +309,7 @@ class Recorder:
         """The commit, and the head after it but for the revisions."""
         operations: list[Operation] = []
         view = head.view
-        if view is None or not _is_same(view, observation):
+        if view is None or not view.view.says_the_same_as(observation.view):
             operations_of_view, view = self._new_version(head.view, observation, look)
             operations += operations_of_view
         for number, event in enumerate(events, start=head.event_count + 1):
@@ -329,13 +330,20 @@ class Recorder:
         ]
         operations += [Delete(f"{REPLICAS}{node_id}") for node_id in head.replicas.keys() - replicas]
         looked = Looked(observation.at, self._proxy_id, False)
-        if operations or pack_timeline(made.timeline) != pack_timeline(head.timeline):
-            operations.append(Put(TIMELINE, pack_timeline(made.timeline)))
+        timeline_value = pack_timeline(made.timeline)
+        if operations or timeline_value != head.timeline_value:
+            operations.append(Put(TIMELINE, timeline_value))
             operations.append(Put(LOOKED, pack_looked(looked)))
         else:
             looked = head.looked or looked
         return operations, replace(
-            head, view=view, timeline=made.timeline, event_count=event_count, looked=looked, replicas=replicas
+            head,
+            view=view,
+            timeline=made.timeline,
+            timeline_value=timeline_value,
+            event_count=event_count,
+            looked=looked,
+            replicas=replicas,
         )
 
     def _new_version(
@@ -343,7 +351,7 @@ class Recorder:
     ) -> tuple[list[Operation], ViewRecord]:
         number = 1 if last is None else last.number + 1
         # Later versions have later times, also when the clock was set back.
-        at = observation.at if last is None else max(observation.at, last.at + 1 / MICROSECONDS)
+        at = observation.at if last is None else max(observation.at, last.at + MICROSECOND)
         has_same_nodes = last is not None and last.view.shards == observation.view.shards
         record = ViewRecord(
             number=number,
@@ -356,8 +364,7 @@ class Recorder:
         operations: list[Operation] = [
             Put(VIEW, pack_number(number)),
             Put(numbered(VIEWS, number), pack_view(record)),
-            Put(numbered(f"{numbered(VIEWS_BY_TIME, round(at * MICROSECONDS))}/", number), b""),
-            Put(numbered(f"{numbered(VIEWS_BY_EPOCH, record.view.epoch)}/", number), b""),
+            *(Put(key, b"") for key in index_keys(number, at, record.view.epoch)),
         ]
         if not has_same_nodes:
             operations.append(Put(numbered(VIEW_NODES, number), pack_nodes(record.view.shards)))
@@ -371,10 +378,6 @@ def _last_event(number: int, operations: Sequence[Operation]) -> tuple[int, byte
 
 def _count_text(event_count: int) -> str:
     return f"events up to {event_count} are" if event_count else "none are"
-
-
-def _is_same(record: ViewRecord, observation: Observation) -> bool:
-    return replace(observation.view, revision=record.view.revision) == record.view
 
 
 def _at(head: _Head, operations: Sequence[Operation], revision: int) -> _Head:

@@ -75,7 +75,7 @@ class Topology:
         """Take a view over. What a MOVED said after ``began``, a trio time, is newer than the view, and stays."""
         if moved := self.moved_since(began):
             view = with_all_moved(view, moved)
-        if not _is_same(view, self.view):
+        if not view.says_the_same_as(self.view):
             self._set(replace(view, revision=self.view.revision + 1))
 
     def _set(self, view: TopologyView) -> None:
@@ -89,13 +89,3 @@ class Topology:
                 subscriber(old, view)
         self._changed.set()
         self._changed = trio.Event()
-
-
-def _is_same(some: TopologyView, other: TopologyView) -> bool:
-    """Whether two views say the same, whichever was seen first."""
-    return (
-        some.epoch == other.epoch
-        and some.migrations == other.migrations
-        and some.shard_of_slot == other.shard_of_slot
-        and some.shards == other.shards
-    )

@@ -155,8 +155,7 @@ async def fill_views(store: SqliteStore, views: int, nodes: int) -> None:
         record = ViewRecord(number, at, "proxy-1", number, nodes_number, view)
         operations += [
             Put(numbered(records.VIEWS, number), records.pack_view(record)),
-            Put(f"{numbered(records.VIEWS_BY_TIME, int(at * 1e6))}/{number:016d}", b""),
-            Put(f"{numbered(records.VIEWS_BY_EPOCH, view.epoch)}/{number:016d}", b""),
+            *(Put(key, b"") for key in records.index_keys(number, at, view.epoch)),
         ]
         if nodes_number == number:
             operations.append(Put(numbered(records.VIEW_NODES, number), records.pack_nodes(view.shards)))

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -117,8 +118,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.loop = Loop()
         self.store = self.run(self.open)
 
+    @abstractmethod
     async def open(self) -> TopologyStore:
-        raise NotImplementedError
+        """The twin that is tested, empty."""
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         async def bounded() -> T:
