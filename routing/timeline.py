@@ -17,11 +17,10 @@ epochs and flags that only hint at one aside; equal views make none.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from operator import is_
+from itertools import chain, compress
+from operator import is_, itemgetter, ne
 
 from routing.anomalies import AnomaliesTracked, Anomaly, AnomalyLimits, AnomalyState, find_anomalies, track
 from routing.cluster_nodes import FINISHED_STATES, AtomicMigration, NodeLine, Replication, Report
@@ -38,6 +37,7 @@ from routing.migrations import (
 )
 from routing.names import Names, count, slot_ranges, slots_text
 from routing.observation import Observation
+from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, UNOWNED, MigrationKind, Node, Role, TopologyView
 
 __all__ = [
@@ -715,14 +715,11 @@ def _owner_changes(old: TopologyView, new: TopologyView) -> dict[tuple[str | Non
     new_ids = [*(shard.primary.id for shard in new.shards), None]
     if old_ids == new_ids and old.shard_of_slot == new.shard_of_slot:
         return {}
-    assert UNOWNED == -1
-    pairs = Counter(zip(old.shard_of_slot, new.shard_of_slot, strict=True))
-    differing = {pair for pair in pairs if old_ids[pair[0]] != new_ids[pair[1]]}
+    before = itemgetter(*old.shard_of_slot)(old_ids)  # slot -> id; at the speed of C, as the comparison below
+    after = itemgetter(*new.shard_of_slot)(new_ids)
     changes: dict[tuple[str | None, str | None], list[int]] = {}
-    if differing:
-        for slot, pair in enumerate(zip(old.shard_of_slot, new.shard_of_slot, strict=True)):
-            if pair in differing:
-                changes.setdefault((old_ids[pair[0]], new_ids[pair[1]]), []).append(slot)
+    for slot in compress(range(SLOT_COUNT), map(ne, before, after)):
+        changes.setdefault((before[slot], after[slot]), []).append(slot)
     return changes
 
 
