@@ -9,42 +9,30 @@ connection, a snapshot from the one that is current. A read that names a level i
 
 from __future__ import annotations
 
-from enum import Enum
+from routing.levels import Level
 
+DEFAULT_MODE = Level.STRONG  # until an operator chooses: nothing weaker is ever given unasked
 
-class RoutingMode(Enum):
-    """The levels, strongest promise first. The values are what operators write."""
-
-    STRONG = "strong"
-    CAUGHT_UP = "caught_up"
-    BOUNDED_STALENESS = "bounded_staleness"
-    SESSION = "session"
-    SNAPSHOT = "snapshot"
-    EVENTUAL = "eventual"
-
-
-DEFAULT_MODE = RoutingMode.STRONG  # until an operator chooses: nothing weaker is ever given unasked
-
-ROUTED_MODES = frozenset({RoutingMode.STRONG})  # those that this version routes
+ROUTED_MODES = frozenset({Level.STRONG})  # those that this version routes
 
 NOTES = {  # what a read of level auto gets, in one sentence
-    RoutingMode.STRONG: "reads go to the slot's primary",
-    RoutingMode.CAUGHT_UP: "reads go to replicas that prove to be as new as the primary was when the read arrived",
-    RoutingMode.BOUNDED_STALENESS: "reads go to replicas that prove to be at most so old as the settings allow",
-    RoutingMode.SESSION: "reads show at least what their own connection has written and read",
-    RoutingMode.SNAPSHOT: "reads show the cluster as it was at the current snapshot",
-    RoutingMode.EVENTUAL: "reads go to any readable replica, and may be of any age",
+    Level.STRONG: "reads go to the slot's primary",
+    Level.CAUGHT_UP: "reads go to replicas that prove to be as new as the primary was when the read arrived",
+    Level.BOUNDED_STALENESS: "reads go to replicas that prove to be at most so old as the settings allow",
+    Level.SESSION: "reads show at least what their own connection has written and read",
+    Level.SNAPSHOT: "reads show the cluster as it was at the current snapshot",
+    Level.EVENTUAL: "reads go to any readable replica, and may be of any age",
 }
 
 
-def refusal_of(mode: RoutingMode, routed: frozenset[RoutingMode] = ROUTED_MODES) -> str | None:
+def refusal_of(mode: Level, routed: frozenset[Level] = ROUTED_MODES) -> str | None:
     """Why the mode cannot be chosen; None if it can."""
     if mode in routed:
         return None
-    others = " and ".join(one.value for one in RoutingMode if one in routed)
+    others = " and ".join(one.value for one in Level if one in routed)
     return f"{mode.value} comes with its level; this version routes {others} only"
 
 
-def given_mode(chosen: RoutingMode, routed: frozenset[RoutingMode] = ROUTED_MODES) -> RoutingMode:
+def given_mode(chosen: Level, routed: frozenset[Level] = ROUTED_MODES) -> Level:
     """What reads of level ``auto`` really get here when a newer proxy has let an operator choose ``chosen``."""
     return chosen if chosen in routed else DEFAULT_MODE

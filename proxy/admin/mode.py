@@ -8,7 +8,8 @@ from proxy.admin.acts import content_of, operator_of, store_problems
 from proxy.admin.http import ProblemError, Request, Response, Route
 from proxy.topology.event_facts import rfc3339
 from proxy.topology.mode import ModeConflictError, ModeKeeper, ModeRefusedError, ModeState
-from routing.mode import NOTES, RoutingMode, refusal_of
+from routing.levels import Level
+from routing.mode import NOTES, refusal_of
 
 UNPROCESSABLE = HTTPStatus.UNPROCESSABLE_ENTITY
 
@@ -42,11 +43,11 @@ def routes(keeper: ModeKeeper) -> list[Route]:
     return [Route("/v1/mode", {"GET": get, "PUT": put})]
 
 
-def _mode_of(value: object) -> RoutingMode:
+def _mode_of(value: object) -> Level:
     try:
-        return RoutingMode(value)
+        return Level(value)
     except ValueError:
-        names = ", ".join(mode.value for mode in RoutingMode)
+        names = ", ".join(mode.value for mode in Level)
         raise ProblemError(UNPROCESSABLE, f'"mode" is one of {names}') from None
 
 
@@ -71,6 +72,6 @@ def _facts_of_keeper(keeper: ModeKeeper) -> dict[str, object]:
                 if (refusal := refusal_of(mode, keeper.routed))
                 else NOTES[mode],
             }
-            for mode in RoutingMode
+            for mode in Level
         ],
     }

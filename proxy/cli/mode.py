@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
 from proxy.cli.main import DONE, FAILED, MISUSE
-from routing.mode import RoutingMode
+from routing.levels import Level
 
 if TYPE_CHECKING:
     from proxy.cli.main import Subparsers
@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "mode",
         nargs="?",
         metavar="MODE",
-        choices=[mode.value for mode in RoutingMode],
+        choices=[mode.value for mode in Level],
         help="the mode to set",
     )
     parser.add_argument(

@@ -45,8 +45,8 @@ from proxy.store.interface import StoreRefusedError
 from routing.anomalies import Anomaly, AnomalyKind, AnomalyState
 from routing.audit import AuditHead, AuditRecord, Damaged, facts_of_record, record_of_facts
 from routing.events import Event, EventKind
+from routing.levels import Level
 from routing.migrations import Job, MigrationRecord, Stage, StageEntry
-from routing.mode import RoutingMode
 from routing.replicas import ReplicaRecord, ReplicaState
 from routing.slot import SLOT_COUNT
 from routing.snapshot import Floor, SnapshotRecord, SnapshotState
@@ -519,7 +519,7 @@ def unpack_number(value: bytes, what: str) -> int:
 class ModeRecord:
     """The routing mode as an operator chose it."""
 
-    mode: RoutingMode
+    mode: Level
     at: float  # Unix seconds
     who: str
 
@@ -532,7 +532,7 @@ def unpack_mode(value: bytes) -> ModeRecord:
     """Raises StoreRefusedError, also for a mode that this version does not know."""
     try:
         name, at, who = unpack(value, "mode")
-        return ModeRecord(RoutingMode(name), at, who)
+        return ModeRecord(Level(name), at, who)
     except (ValueError, TypeError) as error:
         raise StoreRefusedError(f"the store's mode is damaged, or of a newer version: {error}") from error
 

@@ -26,7 +26,8 @@ from proxy.store.interface import (
 )
 from proxy.store.records import MODE, ModeRecord, pack_mode, unpack_mode
 from proxy.topology.audit import Act, Operator, commit_audited
-from routing.mode import DEFAULT_MODE, ROUTED_MODES, RoutingMode, given_mode, refusal_of
+from routing.levels import Level
+from routing.mode import DEFAULT_MODE, ROUTED_MODES, given_mode, refusal_of
 from routing.timeline import Event, EventKind
 
 RETRY_SECONDS = 0.5  # between two attempts to read a store that fails
@@ -38,7 +39,7 @@ log = get_logger(__name__)
 class ModeState:
     """The mode that was chosen. ``revision`` is what a change of it must name."""
 
-    mode: RoutingMode = DEFAULT_MODE
+    mode: Level = DEFAULT_MODE
     revision: int = ABSENT  # of the store's entry; ABSENT: nobody has chosen yet
     at: float | None = None  # Unix seconds
     who: str = ""
@@ -66,9 +67,9 @@ class ModeKeeper:
         self,
         store: TopologyStore,
         seen_by: str,
-        on_change: Callable[[RoutingMode], None] = lambda mode: None,
+        on_change: Callable[[Level], None] = lambda mode: None,
         *,
-        routed: frozenset[RoutingMode] = ROUTED_MODES,
+        routed: frozenset[Level] = ROUTED_MODES,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -82,7 +83,7 @@ class ModeKeeper:
         self.current = UNSET
 
     @property
-    def given(self) -> RoutingMode:
+    def given(self) -> Level:
         """What reads of level ``auto`` get here: the chosen mode, or the default if this version does not route it."""
         return given_mode(self.current.mode, self.routed)
 
@@ -116,7 +117,7 @@ class ModeKeeper:
                 self._lose(error)
                 await trio.sleep(RETRY_SECONDS)
 
-    async def set(self, mode: RoutingMode, revision: int, operator: Operator) -> ModeState:
+    async def set(self, mode: Level, revision: int, operator: Operator) -> ModeState:
         """Choose ``mode`` for all proxies of the store, if the current one still has ``revision``; the new state.
 
         It is in effect here when this returns. Raises ModeRefusedError, ModeConflictError, StoreUnavailableError,

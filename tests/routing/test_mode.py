@@ -1,17 +1,16 @@
 """The routing mode: what may be chosen, and what is given meanwhile."""
 
-from routing.mode import DEFAULT_MODE, NOTES, ROUTED_MODES, RoutingMode, given_mode, refusal_of
+from routing.levels import Level
+from routing.mode import DEFAULT_MODE, NOTES, ROUTED_MODES, given_mode, refusal_of
 
 
 def test_only_strong_routes_and_the_others_say_when_they_will() -> None:
     """Promise 9: a refusal says what and why."""
-    assert {mode for mode in RoutingMode if refusal_of(mode) is None} == {RoutingMode.STRONG} == ROUTED_MODES
-    assert refusal_of(RoutingMode.CAUGHT_UP) == (
-        "caught_up comes with its level; this version routes strong only"
-    )
-    two = frozenset({RoutingMode.STRONG, RoutingMode.SESSION})
-    assert refusal_of(RoutingMode.SESSION, two) is None
-    assert refusal_of(RoutingMode.EVENTUAL, two) == (
+    assert {mode for mode in Level if refusal_of(mode) is None} == {Level.STRONG} == ROUTED_MODES
+    assert refusal_of(Level.CAUGHT_UP) == ("caught_up comes with its level; this version routes strong only")
+    two = frozenset({Level.STRONG, Level.SESSION})
+    assert refusal_of(Level.SESSION, two) is None
+    assert refusal_of(Level.EVENTUAL, two) == (
         "eventual comes with its level; this version routes strong and session only"
     )
 
@@ -19,10 +18,10 @@ def test_only_strong_routes_and_the_others_say_when_they_will() -> None:
 def test_a_mode_that_a_newer_proxy_chose_gives_strong_here() -> None:
     """Promise 2: never weaker than asked for, so the default must be one that always routes."""
     assert DEFAULT_MODE in ROUTED_MODES
-    for mode in RoutingMode:
-        assert given_mode(mode) is RoutingMode.STRONG
-    assert given_mode(RoutingMode.SESSION, frozenset(RoutingMode)) is RoutingMode.SESSION
+    for mode in Level:
+        assert given_mode(mode) is Level.STRONG
+    assert given_mode(Level.SESSION, frozenset(Level)) is Level.SESSION
 
 
 def test_every_mode_has_a_note() -> None:
-    assert set(NOTES) == set(RoutingMode)
+    assert set(NOTES) == set(Level)

@@ -18,7 +18,7 @@ from proxy.store.records import AUDIT_HEAD
 from proxy.topology.audit import read_page
 from proxy.topology.mode import ModeKeeper
 from routing.audit import AuditRecord
-from routing.mode import RoutingMode
+from routing.levels import Level
 from tests.proxy.failing_store import FailingStore
 
 JSON = {"content-type": "application/json"}
@@ -64,7 +64,7 @@ async def test_the_mode_and_all_modes_are_shown() -> None:
         "problems": [],
     }
     assert [(mode["name"], mode["routes"]) for mode in modes] == [
-        (mode.value, mode is RoutingMode.STRONG) for mode in RoutingMode
+        (mode.value, mode is Level.STRONG) for mode in Level
     ]
     assert modes[0]["note"] == "reads go to the slot's primary"
     assert modes[1]["note"].endswith("; caught_up comes with its level; this version routes strong only")

@@ -20,7 +20,7 @@ from proxy.store.sqlite import open_store
 from proxy.topology.audit import Operator, read_page
 from proxy.topology.mode import ModeKeeper
 from routing.audit import EMPTY_HEAD, AuditHead, AuditRecord, hash_of
-from routing.mode import RoutingMode
+from routing.levels import Level
 from tests.proxy.admin_port import admin_port
 
 
@@ -31,9 +31,7 @@ def store_with(count: int) -> tuple[MemoryStore, list[AuditRecord]]:
     async def fill() -> list[AuditRecord]:
         keeper = ModeKeeper(store, "p1", now=lambda: 1_800_000_000.0)
         for _ in range(count):
-            await keeper.set(
-                RoutingMode.STRONG, keeper.current.revision, Operator("anna@web1", "10.0.0.7:4711")
-            )
+            await keeper.set(Level.STRONG, keeper.current.revision, Operator("anna@web1", "10.0.0.7:4711"))
         page = await read_page(store, 1, count + 1)
         return [record for record in page.records if isinstance(record, AuditRecord)]
 
@@ -178,7 +176,7 @@ def test_a_store_file_is_read_without_a_proxy(tmp_path: Path, capsys: pytest.Cap
         store = await open_store(path)
         keeper = ModeKeeper(store, "p1")
         for _ in range(3):
-            await keeper.set(RoutingMode.STRONG, keeper.current.revision, Operator("anna", ""))
+            await keeper.set(Level.STRONG, keeper.current.revision, Operator("anna", ""))
         assert await trio.to_thread.run_sync(main, ["audit", "verify", "--file", str(path)]) == 0
         await store.commit([Delete(numbered(AUDIT, 2))])
         await store.aclose()

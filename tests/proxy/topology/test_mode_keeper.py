@@ -13,19 +13,19 @@ from proxy.store.records import EVENTS, MODE, ModeRecord, pack, pack_mode, unpac
 from proxy.topology.audit import Operator, read_page
 from proxy.topology.mode import UNSET, ModeConflictError, ModeKeeper, ModeRefusedError, ModeState
 from routing.audit import AuditRecord, verify
-from routing.mode import RoutingMode
+from routing.levels import Level
 from routing.timeline import Event
 from tests.proxy.failing_store import FailingStore
 
-ALL = frozenset(RoutingMode)
+ALL = frozenset(Level)
 ANNA = Operator("anna", "10.0.0.7:4711")
 AT = 1_800_000_000.0
 
 
 def keeper_of(
     store: TopologyStore,
-    on_change: Callable[[RoutingMode], None] = lambda mode: None,
-    routed: frozenset[RoutingMode] = ALL,
+    on_change: Callable[[Level], None] = lambda mode: None,
+    routed: frozenset[Level] = ALL,
 ) -> ModeKeeper:
     return ModeKeeper(store, "p1", on_change, routed=routed, now=lambda: AT)
 
@@ -54,14 +54,14 @@ async def events_of(store: TopologyStore) -> list[Event]:
 
 
 async def test_setting_is_in_effect_at_once_and_is_an_event_and_a_record() -> None:
-    store, heard = MemoryStore(), list[RoutingMode]()
+    store, heard = MemoryStore(), list[Level]()
     keeper = keeper_of(store, heard.append)
-    assert (keeper.current, keeper.given) == (UNSET, RoutingMode.STRONG)
-    first = await keeper.set(RoutingMode.SESSION, 0, ANNA)
-    assert first == keeper.current == ModeState(RoutingMode.SESSION, 1, AT, "anna")
-    assert heard == [RoutingMode.SESSION]
-    second = await keeper.set(RoutingMode.STRONG, first.revision, ANNA)
-    assert heard == [RoutingMode.SESSION, RoutingMode.STRONG]
+    assert (keeper.current, keeper.given) == (UNSET, Level.STRONG)
+    first = await keeper.set(Level.SESSION, 0, ANNA)
+    assert first == keeper.current == ModeState(Level.SESSION, 1, AT, "anna")
+    assert heard == [Level.SESSION]
+    second = await keeper.set(Level.STRONG, first.revision, ANNA)
+    assert heard == [Level.SESSION, Level.STRONG]
     page = await read_page(store, 1, 10)
     assert verify(page.records, page.head) == ()
     assert [(record.before, record.after) for record in page.records if isinstance(record, AuditRecord)] == [
@@ -76,19 +76,19 @@ async def test_setting_is_in_effect_at_once_and_is_an_event_and_a_record() -> No
 
 
 async def test_every_proxy_of_the_store_follows(autojump_clock: trio.testing.MockClock) -> None:
-    store, heard = MemoryStore(), list[RoutingMode]()
+    store, heard = MemoryStore(), list[Level]()
     here, there = keeper_of(store), keeper_of(store, heard.append)
-    await here.set(RoutingMode.SESSION, 0, ANNA)
+    await here.set(Level.SESSION, 0, ANNA)
     async with trio.open_nursery() as nursery:
         await nursery.start(there.run)
         assert there.current == here.current  # what was set before it began
         await store.commit([Put("mode-of-something-else", b"")])
-        await here.set(RoutingMode.EVENTUAL, here.current.revision, ANNA)
+        await here.set(Level.EVENTUAL, here.current.revision, ANNA)
         await until(lambda: there.current == here.current)
         await store.commit([Delete(MODE)])
         await until(lambda: there.current == UNSET)
         nursery.cancel_scope.cancel()
-    assert heard == [RoutingMode.SESSION, RoutingMode.EVENTUAL, RoutingMode.STRONG]
+    assert heard == [Level.SESSION, Level.EVENTUAL, Level.STRONG]
 
 
 async def test_exactly_one_of_those_who_set_at_once_wins_each_revision() -> None:
@@ -103,7 +103,7 @@ async def test_exactly_one_of_those_who_set_at_once_wins_each_revision() -> None
         async def try_one(
             index: int, revision: int = revision, won: list[ModeState] = won, lost: list[ModeState] = lost
         ) -> None:
-            mode = list(RoutingMode)[index % len(RoutingMode)]
+            mode = list(Level)[index % len(Level)]
             try:
                 won.append(await keepers[index % 2].set(mode, revision, Operator(f"operator-{index}", "")))
             except ModeConflictError as error:
@@ -122,10 +122,10 @@ async def test_exactly_one_of_those_who_set_at_once_wins_each_revision() -> None
 async def test_a_revision_that_is_past_sets_nothing_and_says_what_is() -> None:
     store = MemoryStore()
     keeper = keeper_of(store)
-    state = await keeper.set(RoutingMode.SESSION, 0, ANNA)
+    state = await keeper.set(Level.SESSION, 0, ANNA)
     for wrong in (0, state.revision + 1):
         with pytest.raises(ModeConflictError, match=f"at revision 1, and not at {wrong}") as raised:
-            await keeper.set(RoutingMode.STRONG, wrong, ANNA)
+            await keeper.set(Level.STRONG, wrong, ANNA)
         assert raised.value.current == state
     assert len((await read_page(store, 1, 10)).records) == 1
 
@@ -134,33 +134,33 @@ async def test_a_mode_that_does_not_route_yet_is_refused_and_leaves_nothing() ->
     """Promise 9."""
     store = MemoryStore()
     keeper = ModeKeeper(store, "p1")
-    for mode in RoutingMode:
-        if mode is not RoutingMode.STRONG:
+    for mode in Level:
+        if mode is not Level.STRONG:
             with pytest.raises(ModeRefusedError, match=f"{mode.value} comes with its level"):
                 await keeper.set(mode, 0, ANNA)
     assert await store.revision() == 0
-    assert (await keeper.set(RoutingMode.STRONG, 0, ANNA)).revision == 1
+    assert (await keeper.set(Level.STRONG, 0, ANNA)).revision == 1
 
 
 async def test_without_the_store_the_last_mode_serves_on(autojump_clock: trio.testing.MockClock) -> None:
     """Promise 8. What was missed is caught up with; and nothing can be set meanwhile."""
-    store, heard = FailingStore(), list[RoutingMode]()
+    store, heard = FailingStore(), list[Level]()
     keeper = keeper_of(store, heard.append)
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
-        await keeper.set(RoutingMode.SESSION, 0, ANNA)
+        await keeper.set(Level.SESSION, 0, ANNA)
         store.go_down()
         await until(lambda: bool(keeper.problems()))
         assert keeper.problems() == ["the routing mode may have changed unseen: the disk is full"]
         with pytest.raises(StoreUnavailableError):
-            await keeper.set(RoutingMode.STRONG, keeper.current.revision, ANNA)
-        assert keeper.given is RoutingMode.SESSION
+            await keeper.set(Level.STRONG, keeper.current.revision, ANNA)
+        assert keeper.given is Level.SESSION
         store.is_down = False
-        await keeper_of(store).set(RoutingMode.EVENTUAL, keeper.current.revision, ANNA)
-        await until(lambda: keeper.given is RoutingMode.EVENTUAL)
+        await keeper_of(store).set(Level.EVENTUAL, keeper.current.revision, ANNA)
+        await until(lambda: keeper.given is Level.EVENTUAL)
         assert keeper.problems() == []
         nursery.cancel_scope.cancel()
-    assert heard == [RoutingMode.SESSION, RoutingMode.EVENTUAL]
+    assert heard == [Level.SESSION, Level.EVENTUAL]
 
 
 async def test_it_starts_without_a_store(autojump_clock: trio.testing.MockClock) -> None:
@@ -170,7 +170,7 @@ async def test_it_starts_without_a_store(autojump_clock: trio.testing.MockClock)
     keeper = keeper_of(store)
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
-        assert keeper.given is RoutingMode.STRONG
+        assert keeper.given is Level.STRONG
         assert len(keeper.problems()) == 1
         store.is_down = False
         await until(lambda: not keeper.problems())
@@ -184,25 +184,25 @@ async def test_a_damaged_or_unknown_mode_changes_nothing_and_is_a_problem(
     keeper = keeper_of(store)
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
-        await keeper.set(RoutingMode.SESSION, 0, ANNA)
+        await keeper.set(Level.SESSION, 0, ANNA)
         for value in (b"\xc1", pack(["telepathic", AT, "anna"]), pack(7)):
             await store.commit([Put(MODE, value)])
             await until(lambda: bool(keeper.problems()))
             assert "the routing mode stays session: the store's mode is damaged" in keeper.problems()[0]
-            await store.commit([Put(MODE, pack_mode(ModeRecord(RoutingMode.SESSION, AT, "bob")))])
+            await store.commit([Put(MODE, pack_mode(ModeRecord(Level.SESSION, AT, "bob")))])
             await until(lambda: not keeper.problems())
         nursery.cancel_scope.cancel()
 
 
 async def test_a_mode_that_only_a_newer_proxy_routes_gives_strong_and_is_a_problem() -> None:
     """Promises 2 and 9: never weaker than chosen, and never silently something else."""
-    store, heard = MemoryStore(), list[RoutingMode]()
-    await keeper_of(store).set(RoutingMode.CAUGHT_UP, 0, ANNA)
-    keeper = keeper_of(store, heard.append, frozenset({RoutingMode.STRONG}))
+    store, heard = MemoryStore(), list[Level]()
+    await keeper_of(store).set(Level.CAUGHT_UP, 0, ANNA)
+    keeper = keeper_of(store, heard.append, frozenset({Level.STRONG}))
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
         nursery.cancel_scope.cancel()
-    assert (keeper.current.mode, keeper.given, heard) == (RoutingMode.CAUGHT_UP, RoutingMode.STRONG, [])
+    assert (keeper.current.mode, keeper.given, heard) == (Level.CAUGHT_UP, Level.STRONG, [])
     assert keeper.problems() == [
         "the routing mode is caught_up, and reads get strong: "
         "caught_up comes with its level; this version routes strong only"
@@ -219,8 +219,8 @@ async def test_a_watch_whose_past_was_compacted_begins_anew() -> None:
             while store.compactions_left:
                 await trio.lowlevel.checkpoint()
                 assert keeper.problems() == []
-        await keeper_of(store).set(RoutingMode.SESSION, 0, ANNA)
-        await until(lambda: keeper.given is RoutingMode.SESSION)
+        await keeper_of(store).set(Level.SESSION, 0, ANNA)
+        await until(lambda: keeper.given is Level.SESSION)
         nursery.cancel_scope.cancel()
 
 
@@ -233,14 +233,14 @@ async def test_a_store_that_was_set_back_is_believed(
     keeper = keeper_of(store)
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
-        for mode in (RoutingMode.SESSION, RoutingMode.EVENTUAL):
+        for mode in (Level.SESSION, Level.EVENTUAL):
             await keeper.set(mode, keeper.current.revision, ANNA)
         store.go_down()
         await until(lambda: bool(keeper.problems()))
         older = FailingStore()
-        await keeper_of(older).set(RoutingMode.SNAPSHOT, 0, ANNA)
+        await keeper_of(older).set(Level.SNAPSHOT, 0, ANNA)
         for _ in range(9 * is_ahead):
             await older.commit([Put("x", b"")])
         store.become(older)
-        await until(lambda: keeper.given is RoutingMode.SNAPSHOT)
+        await until(lambda: keeper.given is Level.SNAPSHOT)
         nursery.cancel_scope.cancel()
