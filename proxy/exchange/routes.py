@@ -18,7 +18,7 @@ from operator import is_not, itemgetter
 
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.nodes import Lane, Nodes
+from proxy.upstream.nodes import RESPS, Lane, Nodes
 from proxy.upstream.reply_slot import Slot
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, UNOWNED, Address, Shard, TopologyView
@@ -42,7 +42,6 @@ Route = NodeConnection | NotReady
 
 NodeRoutes = list[Route]  # by kind of connection, see KINDS
 
-RESPS = (2, 3)  # the RESP versions that clients speak
 KINDS = {resp: tuple(resp_index * len(Lane) + lane for lane in Lane) for resp_index, resp in enumerate(RESPS)}
 KIND_COUNT = len(RESPS) * len(Lane)
 

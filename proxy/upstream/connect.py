@@ -36,6 +36,7 @@ class Dialer:
     password: str
     connect_timeout_seconds: float
     unsent_bytes_max: int
+    is_readonly: bool = False  # for replicas: they serve reads only after READONLY
 
     async def open(
         self,
@@ -103,6 +104,8 @@ class Dialer:
         if resp == 3:
             steps.append(("HELLO 3", command("HELLO", "3")))
         steps.append(("CLIENT SETNAME", command("CLIENT", "SETNAME", CONNECTION_NAME)))
+        if self.is_readonly:
+            steps.append(("READONLY", command("READONLY")))
         received = b""
         try:
             unsent = b"".join(frame for _, frame in steps)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
 import trio
@@ -42,18 +42,28 @@ class Lane(IntEnum):
     READ = 1  # only commands that do not write
 
 
+RESPS = (2, 3)  # the RESP versions that clients speak
+
+
 Key = tuple[Address, int, Lane]  # a node, a RESP version, a lane
 
 
 class Nodes:
-    """Shared connections by (address, RESP version, lane). ``nursery`` runs the keepers."""
+    """Shared connections by (address, RESP version, lane), in ``lanes``. ``nursery`` runs their keepers."""
 
-    def __init__(self, dialer: Dialer, nursery: trio.Nursery, request_deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        dialer: Dialer,
+        nursery: trio.Nursery,
+        request_deadline_seconds: float,
+        lanes: Sequence[Lane] = tuple(Lane),
+    ) -> None:
         self.dialer = dialer
         self.on_change: Callable[[Address], None] = lambda address: None  # its connections came or went
         self.connect_failures_total = 0
         self.overdue_total = 0
         self._nursery = nursery
+        self._lanes = lanes
         self._deadline_seconds = request_deadline_seconds
         # node -> RESP version -> what ends its keepers; empty until they are started
         self._keepers: dict[Address, dict[int, list[trio.CancelScope]]] = {}
@@ -130,7 +140,7 @@ class Nodes:
                 address, resp, scopes = self._unstarted.popleft()
                 if self._keepers.get(address, {}).get(resp) is not scopes:
                     continue  # not wanted any more
-                for lane in Lane:
+                for lane in self._lanes:
                     scope = trio.CancelScope()
                     scopes.append(scope)
                     self._nursery.start_soon(self._keep, (address, resp, lane), scope)

@@ -1,0 +1,1 @@
+"""The replicas as this proxy knows them: connections, stages, offsets."""

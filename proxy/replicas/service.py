@@ -1,0 +1,276 @@
+"""The replicas of each shard: which there are, which may be read now, and what each has proved.
+
+``Replicas`` follows the topology view and the replicas' connections. Its table names, for each slot, the shard whose
+replicas may carry its reads; a slot that is in flux, or changed hands within the settling time, has none there and is
+read at its primary. ``proxy.replicas.monitor`` moves replicas through their stages; the exchange sends the reads.
+
+Replicas have connections of their own, on which READONLY was said, so that a primary never serves what was meant for
+a replica, and a replica that does not answer is left soon: its reads go to the primary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, compress
+from operator import is_not, itemgetter
+
+import trio
+
+from proxy.topology.service import Topology
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import RESPS, Lane, Nodes
+from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, covers
+from routing.promotion import Stage
+from routing.slot import SLOT_COUNT
+from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Shard, TopologyView
+
+RESP_INDEX = {resp: index for index, resp in enumerate(RESPS)}
+LATENCY_WEIGHT = 0.2  # of the newest measurement in the moving average
+HISTORY_SECONDS = 300.0  # of the primaries' offsets: the largest staleness that can be proved
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """What operators set. Durations in seconds."""
+
+    settle_seconds: float = 5.0  # slots that changed hands within this time are read at primaries
+    zone: str = ""  # this proxy's; replicas there are preferred
+    zones: Mapping[Address, str] | None = None  # of nodes that do not tell theirs
+
+
+class Replica:
+    """One replica. Made anew when its address or its primary changes, so that nothing is carried over."""
+
+    __slots__ = (
+        "connections",
+        "in_zone",
+        "is_behind",
+        "is_readable",
+        "latency_seconds",
+        "mismatched",
+        "node",
+        "reads_total",
+        "sample",
+        "shard",
+        "stage",
+        "stamp",
+        "stamped_at",
+        "verified_at",
+        "why_not",
+        "zone",
+    )
+
+    def __init__(self, node: Node, shard: ShardReplicas) -> None:
+        self.node = node
+        self.shard = shard
+        self.stage = Stage.JOINING
+        self.is_readable = False  # stage is READABLE; apart, because every batch of reads asks
+        self.why_not = "it has not told its offset yet"
+        self.connections: list[NodeConnection | None] = [None] * len(RESPS)  # by RESP_INDEX; ready or not
+        self.latency_seconds: float | None = None  # moving average of a stamp's way there and back
+        self.sample: Sample | None = None  # the newest
+        self.stamp = NO_POINT  # of that sample
+        self.stamped_at = 0.0  # Trio's clock, when the sample came
+        self.is_behind = False  # its last stamp for reads did not reach their floor, and no later one has
+        self.zone = ""
+        self.in_zone = True  # it is in this proxy's zone, or no zone is preferred
+        self.mismatched: tuple[bytes, ...] = ()  # keys that differed from the primary's
+        self.verified_at: float | None = None  # Unix seconds
+        self.reads_total = 0
+
+    @property
+    def address(self) -> Address:
+        return self.node.address
+
+    def outstanding(self) -> int:
+        """Replies that it owes."""
+        return sum(len(connection.owed) for connection in self.connections if connection is not None)
+
+    def set_stage(self, stage: Stage, why_not: str = "") -> None:
+        self.stage = stage
+        self.is_readable = stage is Stage.READABLE
+        self.why_not = why_not
+        self.shard.count_readable()
+
+    def note(self, sample: Sample, asked_at: float, now: float) -> None:
+        """It answered ``sample`` at ``now`` to a question of ``asked_at`` (Trio's clock)."""
+        self.sample = sample
+        self.stamp = sample.point
+        self.stamped_at = now
+        took = now - asked_at
+        former = self.latency_seconds
+        self.latency_seconds = took if former is None else former + LATENCY_WEIGHT * (took - former)
+        primary = self.shard.sample
+        if self.is_behind and primary is not None and covers(sample.point, primary.point):
+            self.is_behind = False
+
+
+class ShardReplicas:
+    """A primary, the history of its offset, and its replicas. Equal only to itself: it ends with its primary."""
+
+    __slots__ = ("has_readable", "history", "is_gone", "primary", "replicas", "sample")
+
+    def __init__(self, primary: Node) -> None:
+        self.primary = primary
+        self.replicas: tuple[Replica, ...] = ()
+        self.has_readable = False
+        self.history = OffsetHistory(HISTORY_SECONDS)
+        self.sample: Sample | None = None  # the primary's newest
+        self.is_gone = False  # its primary is none any more in the view
+
+    def note(self, sample: Sample, asked_at: float) -> None:
+        """The primary answered ``sample`` to a question that was sent after ``asked_at`` (Trio's clock)."""
+        if sample.is_primary:
+            self.sample = sample
+            self.history.add(asked_at, sample.point)
+
+    def count_readable(self) -> None:
+        self.has_readable = any(replica.is_readable for replica in self.replicas)
+
+    def choose(
+        self, resp: int, is_eligible: Callable[[Replica], bool] = lambda replica: True
+    ) -> tuple[Replica, NodeConnection] | None:
+        """The replica that is to serve the next reads: in the zone, with the fewest replies owed, then the quickest."""
+        index = RESP_INDEX[resp]
+        best: tuple[Replica, NodeConnection] | None = None
+        best_rank: tuple[bool, int, float] = (True, 0, 0.0)
+        for replica in self.replicas:
+            connection = replica.connections[index]
+            if not replica.is_readable or connection is None or not connection.ready:
+                continue
+            if not is_eligible(replica):
+                continue
+            rank = (not replica.in_zone, len(connection.owed), replica.latency_seconds or 0.0)
+            if best is None or rank < best_rank:
+                best, best_rank = (replica, connection), rank
+        return best
+
+
+class Replicas:
+    """All shards' replicas. ``of_slot[slot]``: the shard whose replicas may serve the slot's reads, or None."""
+
+    def __init__(self, nodes: Nodes, topology: Topology, options: ReplicaOptions) -> None:
+        self.of_slot: list[ShardReplicas | None] = [None] * SLOT_COUNT  # changed in place
+        self.map_version = 0  # counts the changes of any slot's owner
+        self.nodes = nodes
+        self.topology = topology
+        self.options = options
+        self._resps = [2]  # the RESP versions in use
+        self._shards: dict[str, ShardReplicas] = {}  # by the primary's node id
+        self._of_shard: list[ShardReplicas] = []  # by the view's index
+        self._by_address: dict[Address, Replica] = {}
+        self._of_owner: tuple[ShardReplicas | None, ...] = (None,) * SLOT_COUNT
+        self._settling: dict[int, float] = {}  # slot -> until when, Trio's clock
+        self._in_flux: frozenset[int] = frozenset()
+        nodes.on_change = self._on_connection
+        topology.subscribe(self._on_view)
+        self._on_view(EMPTY_VIEW, topology.view)
+
+    def adopt(self, options: ReplicaOptions) -> None:
+        """Go by these options from now on."""
+        self.options = options
+        for replica in self.replicas():
+            self.set_zone(replica, "")
+
+    def set_zone(self, replica: Replica, told: str) -> None:
+        """``told``: the zone that the node itself named; "" if it did not."""
+        configured = (self.options.zones or {}).get(replica.address, "")
+        replica.zone = configured or told or replica.zone
+        replica.in_zone = not self.options.zone or replica.zone == self.options.zone
+
+    def use(self, resp: int) -> None:
+        """Have connections for clients of this RESP version from now on."""
+        if resp not in self._resps:
+            self._resps.append(resp)
+            self.nodes.ensure_all(self._by_address, resp)
+
+    def shards(self) -> Sequence[ShardReplicas]:
+        return self._of_shard
+
+    def replicas(self) -> Iterator[Replica]:
+        return chain.from_iterable(shard.replicas for shard in self._of_shard)
+
+    def owner_of(self, slot: int) -> ShardReplicas | None:
+        """The slot's shard, at rest or not; None when nobody owns it."""
+        return self._of_owner[slot]
+
+    def settling_until(self, slot: int) -> float | None:
+        """Until when (Trio's clock) the slot's reads go to its primary because it changed hands lately."""
+        return self._settling.get(slot)
+
+    def settle(self, now: float) -> None:
+        """Let the replicas serve slots whose settling time is over. Called at a steady beat."""
+        over = [slot for slot, until in self._settling.items() if until <= now]
+        for slot in over:
+            del self._settling[slot]
+            if slot not in self._in_flux:
+                self.of_slot[slot] = self._of_owner[slot]
+
+    # -- following the view and the connections
+
+    def _on_view(self, old: TopologyView, new: TopologyView) -> None:
+        if new.shards is not old.shards:
+            self._follow(new.shards)
+        entries: list[ShardReplicas | None] = [
+            *self._of_shard,
+            None,
+        ]  # the last stands for UNOWNED, which is -1
+        assert UNOWNED == -1
+        of_owner: tuple[ShardReplicas | None, ...] = itemgetter(*new.shard_of_slot)(entries)
+        differs = [*map(is_not, self._of_owner, of_owner)]
+        self._in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
+        changed = [*compress(range(SLOT_COUNT), differs)]
+        if changed:
+            self.map_version += 1
+            if old is not EMPTY_VIEW:
+                until = trio.current_time() + self.options.settle_seconds
+                self._settling.update((slot, until) for slot in changed if self._of_owner[slot] is not None)
+        self._of_owner = of_owner
+        self.of_slot[:] = of_owner
+        for slot in chain(self._in_flux, self._settling):
+            self.of_slot[slot] = None
+
+    def _follow(self, shards: tuple[Shard, ...]) -> None:
+        """Have an entry for each shard and replica, and connections to those replicas and no others."""
+        former, self._shards = self._shards, {}
+        for shard in shards:
+            known = former.get(shard.primary.id)
+            if known is None or known.primary.address != shard.primary.address:
+                known = ShardReplicas(shard.primary)
+            known.primary = shard.primary
+            self._shards[shard.primary.id] = known
+            if [replica.node for replica in known.replicas] != list(shard.replicas):
+                known.replicas = tuple(self._replica_of(known, node) for node in shard.replicas)
+                known.count_readable()
+        for shard_id, gone in former.items():
+            if self._shards.get(shard_id) is not gone:
+                gone.is_gone = True
+        self._of_shard = [*self._shards.values()]
+        self._by_address = {replica.address: replica for replica in self.replicas()}
+        for resp in self._resps:
+            self.nodes.ensure_all(self._by_address, resp)
+        if shards:
+            self.nodes.retain(self._by_address)
+        for address in self._by_address:
+            self._on_connection(address)
+
+    def _replica_of(self, shard: ShardReplicas, node: Node) -> Replica:
+        for replica in shard.replicas:
+            if replica.node.id == node.id and replica.address == node.address:
+                replica.node = node
+                return replica
+        replica = Replica(node, shard)
+        self.set_zone(replica, "")
+        return replica
+
+    def _on_connection(self, address: Address) -> None:
+        """A connection to one replica came or went."""
+        replica = self._by_address.get(address)
+        if replica is not None:
+            replica.connections[:] = [self.nodes.connection(address, resp, Lane.READ) for resp in RESPS]
+
+
+def point_text(point: Point) -> str:
+    """For people: the beginning of the history's id and the offset."""
+    return f"{point.replid[:8].decode()}:{point.offset}"
