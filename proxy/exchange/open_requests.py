@@ -62,6 +62,17 @@ class RequestSlot(ReplySlot):
     def may_write(self) -> bool:
         return self.command.may_write
 
+    def answer(self, reply: bytes) -> None:
+        """Take ``reply`` as it is."""
+        assert isinstance(self.requester, OpenRequests)
+        self.reply = reply
+        self.requester.hub.touched(self.requester)
+
+    def wait_for_owner(self) -> None:
+        """A read that went elsewhere: send it to its owner as soon as that takes requests."""
+        assert isinstance(self.requester, OpenRequests)
+        self.requester.send_to_owner(self)
+
     def overtaken_reply(self) -> bytes:
         """The error when it may not be sent again, because a later request on its key has run."""
         return overtaken(self.command.name)
@@ -157,9 +168,13 @@ class OpenRequests(Requester):
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
             return
-        owner = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
-        if owner is not None:  # after what is in flight: rule 5, or rule 4 while the slot is moving
-            self._retry(slot, Moved(hash_slot, owner.address))
+        self.send_to_owner(slot)
+
+    def send_to_owner(self, slot: RequestSlot) -> None:
+        """After what is in flight: by rule 5, by rule 4 while the slot is moving, or when its node is back."""
+        owner = self.exchange.routes.owner(slot.hash_slot, self.resp, Lane.WRITE)
+        if owner is not None:
+            self._retry(slot, Moved(slot.hash_slot, owner.address))
             self.hub.touched(self)
         else:
             self.retry(slot, "the slot's node takes no requests")

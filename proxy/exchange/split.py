@@ -57,10 +57,18 @@ class Part(Slot):
         exchange = self.parent.open_requests.exchange
         redirect = exchange.understand(reply, connection) if needs_attention(reply) else None
         if redirect is None:
-            self.reply = reply
-            self.parent.on_part(reply)
+            self.answer(reply)
         elif not self.parent.send_again(self, redirect, connection):
             self.parent.on_part(None)
+
+    def answer(self, reply: bytes) -> None:
+        """Take ``reply`` as it is."""
+        self.reply = reply
+        self.parent.on_part(reply)
+
+    def wait_for_owner(self) -> None:
+        """It went elsewhere: have it done again, at its owner."""
+        self.parent.on_part(None)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
         if sent and not self.parent.command.is_readonly:
