@@ -306,8 +306,8 @@ class ReadSettings:
     sample_interval_seconds: Annotated[
         float,
         Says(
-            "Time between two questions to each node for its replication offset. No read of bounded_staleness "
-            "is proved to be fresher than this.",
+            "Time between two questions to each node for its replication offset. The shorter it is, the fresher "
+            "a read of bounded_staleness can be proved to be.",
             above=0,
             at_most=DAY_SECONDS,
         ),
