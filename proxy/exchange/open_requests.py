@@ -28,8 +28,11 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
+from proxy.exchange.read_policy import ReadPolicy
+from proxy.exchange.replica_reads import Asked, ReadSlot, Refusal
 from proxy.exchange.routes import KINDS
 from proxy.protocol.replies import decode
+from proxy.replicas.service import ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
@@ -128,6 +131,7 @@ class OpenRequests(Requester):
         self._kinds = KINDS[2]  # of connection by lane, for this client's RESP version
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
+        self.policy: ReadPolicy | None = None  # None: all its reads are strong
 
     @property
     def is_held(self) -> bool:
@@ -138,6 +142,7 @@ class OpenRequests(Requester):
         """Speak this RESP version from the next command on."""
         self.resp = resp
         self.exchange.routes.use(resp)
+        self.exchange.replicas.use(resp)
         self._kinds = KINDS[resp]
         self._kind = self._kinds[Lane.WRITE]
 
@@ -161,14 +166,83 @@ class OpenRequests(Requester):
 
     def relay(self, command: Command, raw: bytes, hash_slot: int) -> None:
         """Queue a single-slot command whose route may not be ready."""
+        policy = self.policy
+        is_free = policy is not None and self.may_read_elsewhere(command.only_reads)
         kind = self.choose_kind(command.only_reads)
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
-        route = None if kind is None else self.routes_of_slot[hash_slot][kind]
+        if policy is not None:
+            if not command.only_reads:
+                policy.note_write((hash_slot,))
+            else:
+                is_suited = command.is_read_at_replicas
+                asked = policy.of_simple(raw) if is_suited else policy.asked
+                if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=is_suited):
+                    self.hold_until_drained()
+                    return
+        self.send(slot, kind)
+
+    def send(self, slot: RequestSlot, kind: int | None) -> None:
+        """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``."""
+        route = None if kind is None else self.routes_of_slot[slot.hash_slot][kind]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
-            return
-        self.send_to_owner(slot)
+        else:
+            self.send_to_owner(slot)
+
+    def may_read_elsewhere(self, only_reads: bool) -> bool:
+        """Whether the next command may be served by a replica: it only reads, and nothing of this client is in flight.
+
+        Call it before the command's slot is queued.
+        """
+        if not only_reads or (self.slots and self.in_flight()):
+            return False
+        self._mixes = False  # it is held after each group of reads, so its writes wait for them anyway
+        return True
+
+    def read_elsewhere(
+        self, slot: ReadSlot, asked: Asked | None, *, is_free: bool = True, is_suited: bool = True
+    ) -> bool:
+        """Have a replica serve a read, if its level and slot allow that: the client must be held then.
+
+        False: it goes to the owner, which is noted. ``is_free``: ``may_read_elsewhere`` said so. ``is_suited``: the
+        command can be read at replicas.
+        """
+        shard = self.shard_elsewhere(slot.hash_slot, asked, is_free=is_free, is_suited=is_suited)
+        if shard is None:
+            return False
+        self.hand_to_replica(shard, slot, asked)
+        return True
+
+    def hand_to_replica(self, shard: ShardReplicas, slot: ReadSlot, asked: Asked | None) -> None:
+        """Have a replica of ``shard``, which ``shard_elsewhere`` gave, serve a read; the client must be held then."""
+        assert asked is not None and self.policy is not None
+        self.exchange.reads.add(shard, asked, slot, self.policy.session if asked.is_session else None)
+
+    def shard_elsewhere(
+        self, hash_slot: int, asked: Asked | None, *, is_free: bool, is_suited: bool
+    ) -> ShardReplicas | None:
+        """The shard whose replicas may serve such a read; None when it goes to the owner, which is noted."""
+        reads = self.exchange.reads
+        if asked is None:
+            reads.strong_total += 1
+            return None
+        shard = reads.of_slot[hash_slot]
+        if shard is None:
+            refusal = Refusal.IN_FLUX
+        elif not is_suited:
+            refusal = Refusal.COMMAND
+        elif not is_free:
+            refusal = Refusal.IN_FLIGHT
+        elif not shard.has_readable:
+            refusal = Refusal.NOT_READABLE
+        else:
+            return shard
+        reads.refusals[refusal] += 1
+        asked.at_owner += 1
+        if self.policy is not None and self.policy.session is not None:
+            self.policy.session.read_at_owner(hash_slot)
+        return None
 
     def send_to_owner(self, slot: RequestSlot) -> None:
         """After what is in flight: by rule 5, by rule 4 while the slot is moving, or when its node is back."""

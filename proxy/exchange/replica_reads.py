@@ -34,6 +34,7 @@ from typing import ClassVar, Protocol, cast
 
 import trio
 
+from proxy.exchange.failures import internal_fault
 from proxy.exchange.routes import KINDS, Routes
 from proxy.hub import Hub
 from proxy.log import get_logger
@@ -71,13 +72,24 @@ class Refusal(Enum):
 class Asked:
     """One level in one RESP version, as reads ask for it, with what became of them. One object for equal ones."""
 
-    __slots__ = ("at_owner", "at_replica", "bound", "is_eventual", "kind", "level", "needs_floor", "resp")
+    __slots__ = (
+        "at_owner",
+        "at_replica",
+        "bound",
+        "is_eventual",
+        "is_session",
+        "kind",
+        "level",
+        "needs_floor",
+        "resp",
+    )
 
     def __init__(self, level: ReadLevel, resp: int) -> None:
         self.level = level
         self.resp = resp
         self.kind = KINDS[resp][Lane.READ]
         self.needs_floor = level.level in (Level.CAUGHT_UP, Level.SESSION)
+        self.is_session = level.level is Level.SESSION
         self.is_eventual = level.level is Level.EVENTUAL
         self.bound = level.max_staleness_seconds if level.level is Level.BOUNDED_STALENESS else inf
         self.at_replica = 0  # replies handed out
@@ -90,7 +102,10 @@ class ReadSlot(Protocol):
     direct: ClassVar[bool]
     raw: bytes
     hash_slot: int
-    requester: Requester | None
+
+    @property
+    def requester(self) -> Requester | None:
+        """The client whose order it is part of."""
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None: ...
 
@@ -285,6 +300,7 @@ class ReplicaReads:
         self.staleness_sum = 0.0
         self._asked: dict[tuple[ReadLevel, int], Asked] = {}
         self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}
+        self._flushing = self._groups
 
     def asked(self, level: ReadLevel, resp: int) -> Asked:
         """The object that stands for this level in this RESP version."""
@@ -311,7 +327,8 @@ class ReplicaReads:
     # -- the turn's end
 
     def flush(self) -> None:
-        groups, self._groups = self._groups, {}
+        groups = self._flushing = self._groups
+        self._groups = {}
         self.used_at = now = trio.current_time()
         waiting: dict[ShardReplicas, list[ReadGroup]] = {}
         ready: dict[ShardReplicas, list[ReadGroup]] = {}
@@ -326,6 +343,11 @@ class ReplicaReads:
             self._ask_floor(shard, those, now)
         for shard, those in ready.items():
             self._send(shard, those, now)
+
+    def on_fault(self, error: Exception) -> None:
+        """A bug in ``flush``: nobody may wait for ever."""
+        for group in self._flushing.values():
+            self._refuse(group, internal_fault("flush"))
 
     def _prepare(self, group: ReadGroup) -> None:
         """Take over what the session knows; it goes on with the replica that it read at, or gets a new floor."""

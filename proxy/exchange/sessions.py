@@ -45,7 +45,7 @@ class Session:
         self._state: SessionState[ShardReplicas] = SessionState()
         self._lines: dict[ShardReplicas, NodeConnection] = {}
         self._map_version = replicas.map_version
-        self._is_lost = False
+        self.is_lost = False  # reads are refused until the session is begun anew
 
     # -- what ``replica_reads`` asks and tells
 
@@ -56,8 +56,8 @@ class Session:
         return self._lines.get(shard)
 
     def on_floor(self, shard: ShardReplicas, sample: Sample) -> bytes | None:
-        if self._is_lost or not self._state.sampled(shard, sample):
-            self._is_lost = True
+        if self.is_lost or not self._state.sampled(shard, sample):
+            self.is_lost = True
             return LOST
         self._lines.pop(shard, None)
         return None
@@ -72,8 +72,8 @@ class Session:
 
     @property
     def needs_check(self) -> bool:
-        """The map has changed, or what it wrote is lost: ``check`` before the next read."""
-        return self._is_lost or self._map_version != self._replicas.map_version
+        """The map has changed: ``check`` before the next command."""
+        return not self.is_lost and self._map_version != self._replicas.map_version
 
     def wrote(self, slots: Iterable[int]) -> None:
         """Writes on these slots are sent."""
@@ -98,7 +98,7 @@ class Session:
 
     async def check(self, exchange: Exchange, deadline: float) -> bytes | None:
         """After a change of the map; an error reply when the session cannot go on as it is."""
-        while not self._is_lost and self._map_version != self._replicas.map_version:
+        while not self.is_lost and self._map_version != self._replicas.map_version:
             version = self._replicas.map_version
             orphans = self._state.owed_by(lambda shard: shard.is_gone)
             samples: Sequence[Sample] = ()
@@ -113,11 +113,11 @@ class Session:
                 if shard.left_empty:
                     self._state.forget(shard)  # its slots moved away in good order, and with them what it owed
                 elif not self._state.inherited(shard, samples):
-                    self._is_lost = True
+                    self.is_lost = True
             self._state.map_changed()
             self._lines.clear()
             self._map_version = version
-        return LOST if self._is_lost else None
+        return LOST if self.is_lost else None
 
     # -- tokens
 

@@ -15,9 +15,11 @@ import trio
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import ran_in_part
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
+from proxy.exchange.replica_reads import Asked
 from proxy.exchange.routes import IN_FLUX
 from proxy.protocol.encode import OK, array, frame, integer
 from proxy.protocol.replies import elements
+from proxy.replicas.service import ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
@@ -221,10 +223,12 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
     lane = Lane.READ if command.is_readonly else Lane.WRITE
     is_alone = not open_requests.in_flight()
+    elsewhere = _parts_elsewhere(open_requests, slot)
     kind = open_requests.choose_kind(command.is_readonly)
     open_requests.slots.append(slot)
     connections: list[NodeConnection] = []
-    for part in slot.parts:
+    owners_parts = [part for part in slot.parts if part not in elsewhere]
+    for part in owners_parts:
         route = None if kind is None else open_requests.routes_of_slot[part.hash_slot][kind]
         if route is IN_FLUX and is_alone:  # rule 4: one by one
             route = open_requests.exchange.routes.owner(part.hash_slot, open_requests.resp, lane)
@@ -238,8 +242,32 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     is_moving = not open_requests.exchange.routes.in_flux.isdisjoint(part.hash_slot for part in slot.parts)
     if is_moving:
         open_requests.hold_for(slot)
-    for part, connection in zip(slot.parts, connections, strict=True):
+    for part, connection in zip(owners_parts, connections, strict=True):
         connection.queue(part)
+    for part, (shard, asked) in elsewhere.items():
+        open_requests.hand_to_replica(shard, part, asked)
+    if elsewhere:
+        open_requests.hold_until_drained()
+
+
+def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, tuple[ShardReplicas, Asked]]:
+    """The parts that replicas may serve. A part of EXISTS, a number, would not show which of its keys is missing."""
+    policy, command = open_requests.policy, slot.command
+    found: dict[Part, tuple[ShardReplicas, Asked]] = {}
+    if policy is None:
+        return found
+    if not command.only_reads:
+        policy.note_write([part.hash_slot for part in slot.parts])
+        return found
+    is_free = open_requests.may_read_elsewhere(only_reads=True)
+    for part in slot.parts:
+        asked = policy.of_keys(part.words[1:])
+        shard = open_requests.shard_elsewhere(
+            part.hash_slot, asked, is_free=is_free, is_suited=command.name == "MGET"
+        )
+        if shard is not None and asked is not None:
+            found[part] = shard, asked
+    return found
 
 
 def _merge_values(parts: Sequence[Part], count: int) -> bytes:

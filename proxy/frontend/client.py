@@ -25,6 +25,7 @@ from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
+from proxy.exchange.read_policy import ReadPolicy
 from proxy.exchange.routes import KINDS
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
@@ -159,6 +160,8 @@ class ClientConnection(OpenRequests):
         self._needed = 0
         at, size = 0, len(buffer)
         self.last_command_at = time.time()
+        if self.policy is not None and self.policy.needs_check:
+            self.start_work(_QUIT, self._check_session)  # its reply is empty: then what is read here is looked at
         while at < size and not self._retrying and not self._draining and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -205,6 +208,10 @@ class ClientConnection(OpenRequests):
             if not command.only_reads:
                 only_reads = False
                 break
+        if self.policy is not None:
+            return self._relay_by_policy(self.policy, found, only_reads)
+        if only_reads:
+            self.exchange.reads.strong_total += len(found)
         kind = self.choose_kind(only_reads)
         if kind is None:
             self.hold_until_drained()
@@ -232,6 +239,48 @@ class ClientConnection(OpenRequests):
                 return sum(len(item[1]) for item in found[taken:])
         return 0
 
+    def _relay_by_policy(
+        self, policy: ReadPolicy, found: Sequence[tuple[Command, bytes, int]], only_reads: bool
+    ) -> int:
+        """The same for a client whose reads may go to replicas."""
+        if only_reads and (refusal := policy.take_refusal()) is not None:
+            for command, _, _ in found:
+                self._reply(command, refusal)
+            return 0
+        is_free = self.may_read_elsewhere(only_reads)
+        kind = self.choose_kind(only_reads)
+        if kind is None:
+            self.hold_until_drained()
+            return sum(len(raw) for _, raw, _ in found)
+        if not only_reads:
+            policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
+        self.commands += len(found)
+        self._last_command = found[-1][0]
+        is_elsewhere = False
+        asked = policy.asked
+        for place, (command, raw, hash_slot) in enumerate(found):
+            slot = RequestSlot(self, command, raw, hash_slot)
+            self.slots.append(slot)
+            if command.only_reads:
+                if policy.looks_at_keys:
+                    asked = policy.of_simple(raw)
+                if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=command.is_read_at_replicas):
+                    is_elsewhere = True
+                    continue
+            self.send(slot, kind)
+            if self._retrying:
+                self.commands -= len(found) - place - 1
+                return sum(len(item[1]) for item in found[place + 1 :])
+        if is_elsewhere:
+            self.hold_until_drained()
+        return 0
+
+    async def _check_session(self) -> bytes:
+        """After a change of the map. What it finds stands in the session."""
+        if self.policy is not None:
+            await self.policy.check(self.exchange, trio.current_time() + self.exchange.deadline_seconds)
+        return b""
+
     # -- commands that need a look
 
     def _command(self, arguments: list[bytes], raw: bytes) -> None:
@@ -251,6 +300,8 @@ class ClientConnection(OpenRequests):
             return
         name = command.name
         self._last_command = command
+        if self.policy is not None and self.transaction is None and not self._note_by_policy(command, arguments):
+            return
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
         elif (handler := _HANDLERS.get(name)) is not None:
@@ -266,6 +317,21 @@ class ClientConnection(OpenRequests):
             self._work(command, partial(GATHERED[name], self, arguments))
         else:
             self._relay_keyed(command, arguments, raw)
+
+    def _note_by_policy(self, command: Command, arguments: list[bytes]) -> bool:
+        """Let the session know of what goes to owners; False when it is answered here, because it is refused."""
+        policy = self.policy
+        assert policy is not None
+        if command.only_reads and command.has_keys and (refusal := policy.take_refusal()) is not None:
+            self._reply(command, refusal)
+            return False
+        session = policy.session
+        if session is not None:
+            if command.only_reads:
+                session.read_somewhere()
+            elif command.may_write or command.name == "EXEC":
+                session.wrote_somewhere()
+        return True
 
     def _relay_keyed(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
         """A command whose keys, found by its specifications, must share a slot; or one that any node can run."""

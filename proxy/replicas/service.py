@@ -23,7 +23,7 @@ from proxy.upstream.nodes import RESPS, Lane, Nodes
 from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, covers
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
-from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Shard, TopologyView
+from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Role, Shard, TopologyView
 
 RESP_INDEX = {resp: index for index, resp in enumerate(RESPS)}
 LATENCY_WEIGHT = 0.2  # of the newest measurement in the moving average
@@ -109,7 +109,7 @@ class Replica:
 class ShardReplicas:
     """A primary, the history of its offset, and its replicas. Equal only to itself: it ends with its primary."""
 
-    __slots__ = ("has_readable", "history", "is_gone", "primary", "replicas", "sample")
+    __slots__ = ("has_readable", "history", "is_gone", "left_empty", "primary", "replicas", "sample")
 
     def __init__(self, primary: Node) -> None:
         self.primary = primary
@@ -118,6 +118,14 @@ class ShardReplicas:
         self.history = OffsetHistory(HISTORY_SECONDS)
         self.sample: Sample | None = None  # the primary's newest
         self.is_gone = False  # its primary is none any more in the view
+        self.left_empty = False  # and owned no slot by then
+
+    @classmethod
+    def gone(cls, node_id: str) -> ShardReplicas:
+        """Stands for a shard whose primary, of this id, is none any more."""
+        shard = cls(Node(node_id, Address("", 0), Role.PRIMARY))
+        shard.is_gone = True
+        return shard
 
     def note(self, sample: Sample, asked_at: float) -> None:
         """The primary answered ``sample`` to a question that was sent after ``asked_at`` (Trio's clock)."""
@@ -246,6 +254,7 @@ class Replicas:
         for shard_id, gone in former.items():
             if self._shards.get(shard_id) is not gone:
                 gone.is_gone = True
+                gone.left_empty = gone not in self._of_owner
         self._of_shard = [*self._shards.values()]
         self._by_address = {replica.address: replica for replica in self.replicas()}
         for resp in self._resps:
