@@ -89,7 +89,9 @@ class Command:
     is_blocking: bool  # the engines' flag: some call of it may block; keys.blocks tells for a given call
     is_movable: bool  # which arguments are keys depends on the arguments
     is_single_key_first: bool  # every call that arity_accepts has exactly one key, args[1]
-    is_read_at_replicas: bool  # only_reads, of one key as a whole: no cursor of one node, no script, no pattern
+    is_read_at_replicas: (
+        bool  # only_reads, of one key as a whole: no cursor of one node, no script, no pattern
+    )
     has_keys: bool  # some call of it names keys
     has_channels: bool  # what is no key decides its slot: sharded channels, CLUSTERSCAN's cursor
     subcommands: Mapping[bytes, Command] = field(repr=False)  # upper case -> Command; empty when it has none

@@ -15,7 +15,9 @@ from typing import Generic, TypeVar
 
 from routing.offsets import Point, Sample, holds
 
-SOME_OFFSET = -1  # in an owed point: written since the last sample, in this history, at an offset nobody knows
+SOME_OFFSET = (
+    -1
+)  # in an owed point: written since the last sample, in this history, at an offset nobody knows
 
 Shard = TypeVar("Shard", bound=Hashable)
 

@@ -60,7 +60,6 @@ class Exchange:
         *,
         request_deadline_seconds: float,
         script_cache_bytes_max: int,
-        token_secret: bytes,
     ) -> None:
         self.hub = hub
         self.nodes = nodes
@@ -69,7 +68,7 @@ class Exchange:
         self.routes = Routes(nodes, topology)
         self.replicas = replicas
         self.reads = ReplicaReads(hub, replicas, self.routes)
-        self.token_secret = token_secret  # signs the tokens of sessions
+        self.token_secret = b""  # signs the tokens of sessions; empty until it is known
         self.scripts = ScriptCache(script_cache_bytes_max)
         self.deadline_seconds = request_deadline_seconds
         self.redirects_total = {"moved": 0, "ask": 0, "wait": 0, "noscript": 0}

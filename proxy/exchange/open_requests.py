@@ -216,7 +216,8 @@ class OpenRequests(Requester):
 
     def hand_to_replica(self, shard: ShardReplicas, slot: ReadSlot, asked: Asked | None) -> None:
         """Have a replica of ``shard``, which ``shard_elsewhere`` gave, serve a read; the client must be held then."""
-        assert asked is not None and self.policy is not None
+        assert asked is not None
+        assert self.policy is not None
         self.exchange.reads.add(shard, asked, slot, self.policy.session if asked.is_session else None)
 
     def shard_elsewhere(

@@ -38,6 +38,7 @@ from proxy.exchange.failures import internal_fault
 from proxy.exchange.routes import KINDS, Routes
 from proxy.hub import Hub
 from proxy.log import get_logger
+from proxy.metrics import Histogram
 from proxy.protocol.encode import command as encoded
 from proxy.replicas.service import Replica, Replicas, ShardReplicas
 from proxy.upstream.connection import NodeConnection
@@ -162,7 +163,9 @@ class ReadGroup:
         self.reads: list[ReadSlot] = []
         self.floor: Point | None = None
         self.asked_at = 0.0  # Trio's clock, before the floor was asked
-        self.connection: NodeConnection | None = None  # that a session has to go on with, if it has no new floor
+        self.connection: NodeConnection | None = (
+            None  # that a session has to go on with, if it has no new floor
+        )
         self.is_proven = False
         self.is_returned = False  # all its reads went to the owner
         self.judged_in = 0  # the turn in which the stamp came
@@ -296,8 +299,7 @@ class ReplicaReads:
         self.floors_total = 0  # questions to primaries
         self.stamps_total = 0  # questions to replicas
         self.refusals: Counter[Refusal] = Counter()
-        self.staleness_counts = [0] * (len(STALENESS_BUCKETS) + 1)  # of proven groups' reads, by upper bound
-        self.staleness_sum = 0.0
+        self.staleness = Histogram(STALENESS_BUCKETS)  # of reads at replicas, when their stamp came: at most
         self._asked: dict[tuple[ReadLevel, int], Asked] = {}
         self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}
         self._flushing = self._groups
@@ -423,13 +425,9 @@ class ReplicaReads:
             elif asked.is_eventual:
                 found = shard.choose(asked.resp)
             elif asked.bound != inf:
-                oldest = now - asked.bound
-                history = shard.history
-                found = shard.choose(
-                    asked.resp, lambda replica: (history.proven_until(replica.stamp) or -inf) > oldest
-                )
+                found = shard.choose(asked.resp, proven_since=now - asked.bound)
             else:
-                found = shard.choose(asked.resp, _is_not_behind)
+                found = shard.choose(asked.resp, may_be_behind=False)
             if found is None:
                 known = Refusal.KNOWN_BEHIND if shard.has_readable else Refusal.NOT_READABLE
                 self.return_groups((group,), known)
@@ -488,28 +486,23 @@ class ReplicaReads:
         if group.asked.bound != inf:
             until = group.shard.history.proven_until(sample.point)
             if until is None:
-                return Refusal.OTHER_HISTORY if sample.point.replid != group.shard.history.replid else Refusal.TOO_OLD
+                return (
+                    Refusal.OTHER_HISTORY
+                    if sample.point.replid != group.shard.history.replid
+                    else Refusal.TOO_OLD
+                )
             if now - until > group.asked.bound:
                 return Refusal.TOO_OLD
             group.proven_until = until + group.asked.bound
-            self._count_staleness(now - until, len(group.reads))
+            self.staleness.observe(now - until, len(group.reads))
             return None
         floor = group.floor
         assert floor is not None
         if not covers(sample.point, floor):
             return Refusal.BEHIND if sample.point.replid == floor.replid else Refusal.OTHER_HISTORY
         if group.asked_at:
-            self._count_staleness(now - group.asked_at, len(group.reads))
+            self.staleness.observe(now - group.asked_at, len(group.reads))
         return None
-
-    def _count_staleness(self, seconds: float, count: int) -> None:
-        for index, bucket in enumerate(STALENESS_BUCKETS):
-            if seconds <= bucket:
-                break
-        else:
-            index = len(STALENESS_BUCKETS)
-        self.staleness_counts[index] += count
-        self.staleness_sum += seconds * count
 
     def is_too_old(self, group: ReadGroup) -> bool:
         """Whether a reply that comes now, in a later turn than its stamp, is older than its bound."""
@@ -562,10 +555,6 @@ class ReplicaReads:
 
 
 UNPROVEN = b"-NOTREADY the primary did not tell whether it has what this session wrote; try again\r\n"
-
-
-def _is_not_behind(replica: Replica) -> bool:
-    return not replica.is_behind
 
 
 # Replies that a key which is not there may get: nil, zero, nothing, "none"; TTL's -1 and -2; arrays of only these.

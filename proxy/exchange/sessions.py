@@ -111,7 +111,9 @@ class Session:
                     continue
             for shard in orphans:
                 if shard.left_empty:
-                    self._state.forget(shard)  # its slots moved away in good order, and with them what it owed
+                    self._state.forget(
+                        shard
+                    )  # its slots moved away in good order, and with them what it owed
                 elif not self._state.inherited(shard, samples):
                     self.is_lost = True
             self._state.map_changed()
@@ -126,6 +128,8 @@ class Session:
         refusal = await self.check(exchange, deadline)
         if refusal is not None:
             return refusal
+        if not exchange.token_secret:
+            return NO_SECRET
         unsampled = [shard for shard in self._state.touched() if self._state.floor(shard) is None]
         for shard, sample in (await samples_of(exchange, unsampled, deadline)).items():
             if sample is None:
@@ -137,6 +141,8 @@ class Session:
     @classmethod
     async def of_token(cls, text: bytes, exchange: Exchange, deadline: float) -> Session | bytes:
         """The session that a token continues; or an error reply."""
+        if not exchange.token_secret:
+            return NO_SECRET
         try:
             token = unpack_token(text, exchange.token_secret)
         except TokenError as problem:
@@ -171,11 +177,14 @@ class Session:
         return session
 
 
+NO_SECRET = error("NOTREADY the secret that signs tokens has not been read from the store yet; try again")
 NOT_ASKED = error("NOTREADY a primary did not tell its offset, so nothing is proven of it; try again")
 
 
 async def token_of_now(exchange: Exchange, deadline: float) -> bytes:
     """A token for everything that is acknowledged by now, of who has no session; or an error reply."""
+    if not exchange.token_secret:
+        return NO_SECRET
     floors = {}
     for shard, sample in (await samples_of(exchange, exchange.replicas.shards(), deadline)).items():
         if sample is None:

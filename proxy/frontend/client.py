@@ -25,8 +25,9 @@ from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
-from proxy.exchange.read_policy import ReadPolicy
+from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
+from proxy.exchange.sessions import Session, token_of_now
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -37,7 +38,7 @@ from proxy.exchange.transaction import (
     run_blocks,
     watch,
 )
-from proxy.frontend import answers
+from proxy.frontend import answers, steady
 from proxy.frontend.answers import (
     Answer,
     AskAnyNode,
@@ -59,6 +60,7 @@ from proxy.protocol.requests import ProtocolError, RequestParser, remember_simpl
 from proxy.settings import CrossSlotTransactions
 from routing.command import Command, lookup, refusal
 from routing.keys import KeysError, blocks, key_positions, routing_positions
+from routing.levels import Level, ReadLevel
 from routing.slot import slot_of
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
@@ -94,10 +96,18 @@ class ClientConnection(OpenRequests):
     """One client, whatever carries its bytes. ``server`` knows what all clients share."""
 
     def __init__(
-        self, server: Server, exchange: Exchange, transport: Transport, peer_address: str, local_address: str
+        self,
+        server: Server,
+        exchange: Exchange,
+        transport: Transport,
+        peer_address: str,
+        local_address: str,
+        listener_level: ReadLevel | None = None,
     ) -> None:
         super().__init__(exchange)
         settings = server.settings.clients
+        self.read_level: ReadLevel | None = None  # that the client asked for; None: auto
+        self._listener_level = listener_level
         self.server = server
         self.transport = transport
         self.id = server.next_client_id()
@@ -127,6 +137,7 @@ class ClientConnection(OpenRequests):
         self._is_paused = False
         self._is_ended = False  # the client sends nothing more
         self._is_closing = False  # close when all that is owed is sent
+        self.choose_policy()
 
     # -- bytes in
 
@@ -161,7 +172,9 @@ class ClientConnection(OpenRequests):
         at, size = 0, len(buffer)
         self.last_command_at = time.time()
         if self.policy is not None and self.policy.needs_check:
-            self.start_work(_QUIT, self._check_session)  # its reply is empty: then what is read here is looked at
+            self.start_work(
+                _QUIT, self._check_session
+            )  # its reply is empty: then what is read here is looked at
         while at < size and not self._retrying and not self._draining and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -285,6 +298,9 @@ class ClientConnection(OpenRequests):
 
     def _command(self, arguments: list[bytes], raw: bytes) -> None:
         command = lookup(arguments)
+        if command is None and arguments[0][:7].upper() == steady.PREFIX:
+            self._steady(arguments)
+            return
         if command is None and arguments[0].upper() in _HTTP_WORDS:
             log.warning("http_refused", client=self.id, address=self.peer_address)
             self.close("spoke HTTP")
@@ -300,7 +316,11 @@ class ClientConnection(OpenRequests):
             return
         name = command.name
         self._last_command = command
-        if self.policy is not None and self.transaction is None and not self._note_by_policy(command, arguments):
+        if (
+            self.policy is not None
+            and self.transaction is None
+            and not self._note_by_policy(command, arguments)
+        ):
             return
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
@@ -426,12 +446,80 @@ class ClientConnection(OpenRequests):
 
     async def _reset(self, reply: bytes) -> bytes:
         self.transaction = None
+        self.read_level = None
+        self.choose_policy()
         self._unwatch()
         if self.subscriptions is not None:
             self.subscriptions.close()
             self.subscriptions = None
         self._update_plain()
         return reply
+
+    # -- the proxy's own commands
+
+    def choose_policy(self, session: Session | None = None) -> None:
+        """Find out anew what reads get, from who chose what. ``session``: to go on with, if not the one there is."""
+        choice = self.server.level_choice(self.read_level, self._listener_level)
+        if is_strong(choice):
+            self.policy = None
+            return
+        if session is None and uses(choice, Level.SESSION):
+            session = self.policy.session if self.policy is not None else None
+            session = session or Session(self.exchange.replicas)
+        self.policy = ReadPolicy(choice, self.exchange.reads, self.resp, session)
+
+    def set_resp(self, resp: int) -> None:
+        super().set_resp(resp)
+        self.choose_policy()
+
+    def _steady(self, arguments: list[bytes]) -> None:
+        if (closed := answers.gate(self, None)) is not None:
+            self._reply(_QUIT, closed)
+            return
+        try:
+            asked = steady.parse(arguments)
+            if self.transaction is not None:
+                self.transaction.failed = True
+                name = arguments[0].upper().decode()
+                raise steady.SteadyError(f"ERR {name} is not run in a transaction; send it before MULTI")
+        except steady.SteadyError as problem:
+            self._reply(_QUIT, encode.error(str(problem)))
+            return
+        match asked:
+            case steady.AskLevel():
+                level = "auto" if self.read_level is None else str(self.read_level)
+                self._reply(_QUIT, encode.bulk(level.encode()))
+            case steady.SetLevel(level, token):
+                if token is None and (level is None or level.level is not Level.SESSION):
+                    self.read_level = level
+                    self.choose_policy()
+                    self._reply(_QUIT, encode.OK)
+                else:  # in a task, so that it comes after everything that is in flight
+                    self._work(_QUIT, partial(self._begin_session, level, token))
+            case steady.MakeToken():
+                self._work(_QUIT, self._make_token)
+            case steady.Explain(read):
+                self._work(_QUIT, partial(self._explain, read))
+            case _:
+                assert_never(asked)
+
+    async def _begin_session(self, level: ReadLevel | None, token: bytes | None) -> bytes:
+        if token is None:
+            session: Session | bytes = Session(self.exchange.replicas)
+        else:
+            deadline = trio.current_time() + self.exchange.deadline_seconds
+            session = await Session.of_token(token, self.exchange, deadline)
+        if isinstance(session, bytes):
+            return session
+        self.read_level = level
+        self.choose_policy(session)
+        return encode.OK
+
+    async def _make_token(self) -> bytes:
+        deadline = trio.current_time() + self.exchange.deadline_seconds
+        if self.policy is not None and self.policy.session is not None:
+            return await self.policy.session.token(self.exchange, deadline)
+        return await token_of_now(self.exchange, deadline)
 
     # -- transactions
 
@@ -490,9 +578,13 @@ class ClientConnection(OpenRequests):
         self.transaction = None
         self._update_plain()
         hash_slots = {item.hash_slot for item in transaction.queued if item.hash_slot >= 0}
+        refusal = self.policy.take_refusal() if self.policy is not None else None
         if transaction.failed:
             self._unwatch()
             self._reply(command, EXEC_ABORTED)
+        elif refusal is not None and any(item.command.only_reads for item in transaction.queued):
+            self._unwatch()
+            self._reply(command, refusal)
         elif watched is not None:
             if hash_slots - {watched.hash_slot}:
                 self._unwatch()

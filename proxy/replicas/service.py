@@ -10,7 +10,7 @@ a replica, and a replica that does not answer is left soon: its reads go to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import is_not, itemgetter
@@ -137,9 +137,13 @@ class ShardReplicas:
         self.has_readable = any(replica.is_readable for replica in self.replicas)
 
     def choose(
-        self, resp: int, is_eligible: Callable[[Replica], bool] = lambda replica: True
+        self, resp: int, *, may_be_behind: bool = True, proven_since: float | None = None
     ) -> tuple[Replica, NodeConnection] | None:
-        """The replica that is to serve the next reads: in the zone, with the fewest replies owed, then the quickest."""
+        """The replica that is to serve the next reads: in the zone, with the fewest replies owed, then the quickest.
+
+        ``may_be_behind`` False: none of which it is known. ``proven_since``: its last stamp proved that it has
+        everything until then (Trio's clock), or something later.
+        """
         index = RESP_INDEX[resp]
         best: tuple[Replica, NodeConnection] | None = None
         best_rank: tuple[bool, int, float] = (True, 0, 0.0)
@@ -147,8 +151,12 @@ class ShardReplicas:
             connection = replica.connections[index]
             if not replica.is_readable or connection is None or not connection.ready:
                 continue
-            if not is_eligible(replica):
+            if replica.is_behind and not may_be_behind:
                 continue
+            if proven_since is not None:
+                until = self.history.proven_until(replica.stamp)
+                if until is None or until < proven_since:
+                    continue
             rank = (not replica.in_zone, len(connection.owed), replica.latency_seconds or 0.0)
             if best is None or rank < best_rank:
                 best, best_rank = (replica, connection), rank
