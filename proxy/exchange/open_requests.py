@@ -132,6 +132,11 @@ class OpenRequests(Requester):
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
         self.policy: ReadPolicy | None = None  # None: all its reads are strong
+        # Of this pass over its requests, which is one synchronous step:
+        self._is_collecting = (
+            False  # reads were handed to replicas; the hub sends them at the end of the turn
+        )
+        self._went_to_owner = False  # something was sent to an owner
 
     @property
     def is_held(self) -> bool:
@@ -178,12 +183,12 @@ class OpenRequests(Requester):
                 is_suited = command.is_read_at_replicas
                 asked = policy.of_simple(raw) if is_suited else policy.asked
                 if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=is_suited):
-                    self.hold_until_drained()
                     return
         self.send(slot, kind)
 
     def send(self, slot: RequestSlot, kind: int | None) -> None:
         """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``."""
+        self.note_at_owner()
         route = None if kind is None else self.routes_of_slot[slot.hash_slot][kind]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
@@ -191,19 +196,39 @@ class OpenRequests(Requester):
             self.send_to_owner(slot)
 
     def may_read_elsewhere(self, only_reads: bool) -> bool:
-        """Whether the next command may be served by a replica: it only reads, and nothing of this client is in flight.
+        """Whether the next command may be served by a replica: it reads, and nothing of this client is in flight.
 
+        But for reads of the same pass that replicas serve: those of one key go the same way, in order. What went to
+        an owner in this pass is another matter: a replica could answer with something older.
         Call it before the command's slot is queued.
         """
-        if not only_reads or (self.slots and self.in_flight()):
+        if not only_reads or self._went_to_owner:
             return False
-        self._mixes = False  # it is held after each group of reads, so its writes wait for them anyway
+        if self._is_collecting:
+            return True
+        if self.slots and self.in_flight():
+            return False
+        self._mixes = False  # it is held after each pass with such reads, so its writes wait for them anyway
         return True
+
+    def note_at_owner(self) -> None:
+        """Something was sent to an owner in this pass."""
+        self._went_to_owner = True
+
+    def begin_pass(self) -> None:
+        """The client's requests are looked at from here on until ``end_pass``, in one synchronous step."""
+        self._is_collecting = self._went_to_owner = False
+
+    def end_pass(self) -> None:
+        """While replicas have reads of this client nothing more of it is sent, so its next command sees them done."""
+        if self._is_collecting:
+            self._is_collecting = False
+            self.hold_until_drained()
 
     def read_elsewhere(
         self, slot: ReadSlot, asked: Asked | None, *, is_free: bool = True, is_suited: bool = True
     ) -> bool:
-        """Have a replica serve a read, if its level and slot allow that: the client must be held then.
+        """Have a replica serve a read, if its level and slot allow that.
 
         False: it goes to the owner, which is noted. ``is_free``: ``may_read_elsewhere`` said so. ``is_suited``: the
         command can be read at replicas.
@@ -215,9 +240,10 @@ class OpenRequests(Requester):
         return True
 
     def hand_to_replica(self, shard: ShardReplicas, slot: ReadSlot, asked: Asked | None) -> None:
-        """Have a replica of ``shard``, which ``shard_elsewhere`` gave, serve a read; the client must be held then."""
+        """Have a replica of ``shard``, which ``shard_elsewhere`` gave, serve a read."""
         assert asked is not None
         assert self.policy is not None
+        self._is_collecting = True
         self.exchange.reads.add(shard, asked, slot, self.policy.session if asked.is_session else None)
 
     def shard_elsewhere(

@@ -244,10 +244,10 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
         open_requests.hold_for(slot)
     for part, connection in zip(owners_parts, connections, strict=True):
         connection.queue(part)
+    if owners_parts:
+        open_requests.note_at_owner()
     for part, (shard, asked) in elsewhere.items():
         open_requests.hand_to_replica(shard, part, asked)
-    if elsewhere:
-        open_requests.hold_until_drained()
 
 
 def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, tuple[ShardReplicas, Asked]]:

@@ -175,6 +175,7 @@ class ClientConnection(OpenRequests):
             self.start_work(
                 _QUIT, self._check_session
             )  # its reply is empty: then what is read here is looked at
+        self.begin_pass()
         while at < size and not self._retrying and not self._draining and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -204,6 +205,7 @@ class ClientConnection(OpenRequests):
                 self.commands += 1
                 # An inline command is no frame that a node could be sent.
                 self._command(arguments, raw if raw[0] == 42 else encode.frame(arguments))
+        self.end_pass()
         if at < size and not self.is_closed and growing is None:
             rest = buffer[at:] if at else buffer
             if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
@@ -269,7 +271,6 @@ class ClientConnection(OpenRequests):
             policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
         self.commands += len(found)
         self._last_command = found[-1][0]
-        is_elsewhere = False
         asked = policy.asked
         for place, (command, raw, hash_slot) in enumerate(found):
             slot = RequestSlot(self, command, raw, hash_slot)
@@ -278,14 +279,12 @@ class ClientConnection(OpenRequests):
                 if policy.looks_at_keys:
                     asked = policy.of_simple(raw)
                 if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=command.is_read_at_replicas):
-                    is_elsewhere = True
                     continue
+                is_free = False  # see ``may_read_elsewhere``
             self.send(slot, kind)
             if self._retrying:
                 self.commands -= len(found) - place - 1
                 return sum(len(item[1]) for item in found[place + 1 :])
-        if is_elsewhere:
-            self.hold_until_drained()
         return 0
 
     async def _check_session(self) -> bytes:
