@@ -24,7 +24,7 @@ import trio
 from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
-from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
+from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
@@ -273,14 +273,19 @@ class ClientConnection(OpenRequests):
         self._last_command = found[-1][0]
         asked = policy.asked
         for place, (command, raw, hash_slot) in enumerate(found):
-            slot = RequestSlot(self, command, raw, hash_slot)
-            self.slots.append(slot)
             if command.only_reads:
                 if policy.looks_at_keys:
                     asked = policy.of_simple(raw)
-                if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=command.is_read_at_replicas):
+                is_suited = command.is_read_at_replicas
+                group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
+                if group is not None:
+                    read = ReplicaSlot(self, command, raw, hash_slot, group)
+                    self.slots.append(read)
+                    group.reads.append(read)
                     continue
                 is_free = False  # see ``may_read_elsewhere``
+            slot = RequestSlot(self, command, raw, hash_slot)
+            self.slots.append(slot)
             self.send(slot, kind)
             if self._retrying:
                 self.commands -= len(found) - place - 1

@@ -303,7 +303,7 @@ async def test_bounded_staleness_asks_no_primary_and_is_judged_by_what_was_sampl
     asked_at = trio.current_time()
     client.send(command("GET", shard.key))  # nothing was sampled yet
     shard.answer(shard.primary, [read], value(b"1"))
-    from proxy.exchange.replica_reads import parse_sample
+    from routing.offsets import parse_sample
 
     known.note(parse_sample(primary(100)), asked_at)
     known.replicas[0].note(parse_sample(replica(100)), asked_at, asked_at)
@@ -319,7 +319,7 @@ async def test_bounded_staleness_asks_no_primary_and_is_judged_by_what_was_sampl
 async def test_a_reply_that_comes_after_the_bound_is_not_handed_out(
     world: World, shard: Shard, autojump_clock: MockClock
 ) -> None:
-    from proxy.exchange.replica_reads import parse_sample
+    from routing.offsets import parse_sample
 
     client = reader(world, "BOUNDED_STALENESS", "500")
     known = world.replicas.owner_of(slot_of(shard.key))
