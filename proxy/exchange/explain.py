@@ -62,12 +62,25 @@ async def explain(
     (Trio's clock), and replicas no longer than reads wait for them. MGET is explained by its first key's slot.
     """
     read = _read_of(arguments, choice, is_question)
-    while True:
-        map_version = exchange.replicas.map_version
-        look = _Look(exchange, read, session, deadline, resp)
-        explanation = await look.explanation()
-        if map_version == exchange.replicas.map_version or trio.current_time() >= deadline:
-            return explanation
+    explanation: Explanation | None = None
+    while explanation is None:
+        shard = exchange.replicas.owner_of(read.slot)
+        look = _Look(exchange, read, shard, session, deadline, resp)
+        async with trio.open_nursery() as nursery:
+            if trio.current_time() < deadline:
+                nursery.start_soon(_cancel_when_moved, exchange, read.slot, shard, nursery.cancel_scope)
+            explanation = await look.explanation()
+            nursery.cancel_scope.cancel()
+    return explanation
+
+
+async def _cancel_when_moved(
+    exchange: Exchange, slot: int, shard: ShardReplicas | None, scope: trio.CancelScope
+) -> None:
+    """What is asked of a shard that the slot has left is of no use: look anew."""
+    while exchange.replicas.owner_of(slot) is shard:
+        await exchange.topology.wait_change()
+    scope.cancel()
 
 
 def reply_of(explanation: Explanation, *, resp3: bool) -> bytes:
@@ -153,10 +166,10 @@ class _Look:
 
     exchange: Exchange
     read: _Read
+    shard: ShardReplicas | None
     session: Session | None
     deadline: float
     resp: int
-    shard: ShardReplicas | None = None
     floor: Point | None = None
     owner_sample: Sample | None = None
     was_owner_asked: bool = False
@@ -191,11 +204,9 @@ class _Look:
         )
 
     async def _verdict(self) -> _Verdict:
-        session = self.session
-        lost_reply = None
-        if session is not None:
-            lost_reply = await session.check(self.exchange, self.deadline)  # as before each read
-        self.shard = shard = self.exchange.replicas.owner_of(self.read.slot)
+        shard, lost_reply = self.shard, None
+        if self.session is not None:
+            lost_reply = await self.session.check(self.exchange, self.deadline)  # as before each read
         if lost_reply is not None:
             return self._refused(lost_reply, words.SESSION_LOST if lost_reply == LOST else words.NO_FLOOR)
         if shard is None:

@@ -29,10 +29,9 @@ import trio
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
 from proxy.exchange.read_policy import ReadPolicy
-from proxy.exchange.replica_reads import Asked, ReadSlot, Refusal
+from proxy.exchange.replica_reads import Asked, ReadGroup, ReadSlot, Refusal, could_mean_absence
 from proxy.exchange.routes import KINDS
 from proxy.protocol.replies import decode
-from proxy.replicas.service import ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
@@ -93,6 +92,45 @@ class RequestSlot(ReplySlot):
         )
 
 
+class ReplicaSlot(RequestSlot, ReadSlot):
+    """A read that a replica may serve; once it is in no group any more it is like any other of its client's."""
+
+    __slots__ = ("group",)
+    direct = False
+
+    def __init__(
+        self, requester: Requester, command: Command, raw: bytes, hash_slot: int, group: ReadGroup
+    ) -> None:
+        super().__init__(requester, command, raw, hash_slot)
+        self.group: ReadGroup | None = group
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        group = self.group
+        if group is None:
+            super().on_reply(reply, connection)
+        # The usual case at once: a value that is not empty.
+        elif group.is_plain and ((reply[0] == 36 and reply[1] > 48) or not could_mean_absence(reply)):
+            group.asked.at_replica += 1
+            self.reply = reply
+            requester = self.requester
+            if not requester.dirty:
+                connection.hub.touched(requester)
+        else:
+            group.service.consider(group, self, reply)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if self.group is None:
+            super().on_lost(sent, connection)
+        else:
+            self.group.service.lose(self.group, self)
+
+    def leave_group(self) -> None:
+        self.group = None
+
+    def lacks(self, reply: bytes) -> bool:
+        return could_mean_absence(reply)
+
+
 class WorkSlot(RequestSlot):
     """A slot whose reply comes from a task and not from one node's queue."""
 
@@ -132,6 +170,11 @@ class OpenRequests(Requester):
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
         self.policy: ReadPolicy | None = None  # None: all its reads are strong
+        # Of this pass over its requests, which is one synchronous step:
+        self._is_collecting = (
+            False  # reads were handed to replicas; the hub sends them at the end of the turn
+        )
+        self._went_to_owner = False  # something was sent to an owner
 
     @property
     def is_held(self) -> bool:
@@ -169,21 +212,25 @@ class OpenRequests(Requester):
         policy = self.policy
         is_free = policy is not None and self.may_read_elsewhere(command.only_reads)
         kind = self.choose_kind(command.only_reads)
-        slot = RequestSlot(self, command, raw, hash_slot)
-        self.slots.append(slot)
         if policy is not None:
             if not command.only_reads:
                 policy.note_write((hash_slot,))
             else:
                 is_suited = command.is_read_at_replicas
                 asked = policy.of_simple(raw) if is_suited else policy.asked
-                if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=is_suited):
-                    self.hold_until_drained()
+                group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
+                if group is not None:
+                    read = ReplicaSlot(self, command, raw, hash_slot, group)
+                    self.slots.append(read)
+                    group.reads.append(read)
                     return
+        slot = RequestSlot(self, command, raw, hash_slot)
+        self.slots.append(slot)
         self.send(slot, kind)
 
     def send(self, slot: RequestSlot, kind: int | None) -> None:
         """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``."""
+        self.note_at_owner()
         route = None if kind is None else self.routes_of_slot[slot.hash_slot][kind]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
@@ -191,44 +238,49 @@ class OpenRequests(Requester):
             self.send_to_owner(slot)
 
     def may_read_elsewhere(self, only_reads: bool) -> bool:
-        """Whether the next command may be served by a replica: it only reads, and nothing of this client is in flight.
+        """Whether the next command may be served by a replica: it reads, and nothing of this client is in flight.
 
+        But for reads of the same pass that replicas serve: those of one key go the same way, in order. What went to
+        an owner in this pass is another matter: a replica could answer with something older.
         Call it before the command's slot is queued.
         """
-        if not only_reads or (self.slots and self.in_flight()):
+        if not only_reads or self._went_to_owner:
             return False
-        self._mixes = False  # it is held after each group of reads, so its writes wait for them anyway
+        if self._is_collecting:
+            return True
+        if self.slots and self.in_flight():
+            return False
+        self._mixes = False  # it is held after each pass with such reads, so its writes wait for them anyway
         return True
 
-    def read_elsewhere(
-        self, slot: ReadSlot, asked: Asked | None, *, is_free: bool = True, is_suited: bool = True
-    ) -> bool:
-        """Have a replica serve a read, if its level and slot allow that: the client must be held then.
+    def note_at_owner(self) -> None:
+        """Something was sent to an owner in this pass."""
+        self._went_to_owner = True
 
-        False: it goes to the owner, which is noted. ``is_free``: ``may_read_elsewhere`` said so. ``is_suited``: the
-        command can be read at replicas.
-        """
-        shard = self.shard_elsewhere(slot.hash_slot, asked, is_free=is_free, is_suited=is_suited)
-        if shard is None:
-            return False
-        self.hand_to_replica(shard, slot, asked)
-        return True
+    def begin_pass(self) -> None:
+        """The client's requests are looked at from here on until ``end_pass``, in one synchronous step."""
+        self._is_collecting = self._went_to_owner = False
 
-    def hand_to_replica(self, shard: ShardReplicas, slot: ReadSlot, asked: Asked | None) -> None:
-        """Have a replica of ``shard``, which ``shard_elsewhere`` gave, serve a read; the client must be held then."""
-        assert asked is not None
-        assert self.policy is not None
-        self.exchange.reads.add(shard, asked, slot, self.policy.session if asked.is_session else None)
+    def end_pass(self) -> None:
+        """While replicas have reads of this client nothing more of it is sent, so its next command sees them done."""
+        if self._is_collecting:
+            self._is_collecting = False
+            self.hold_until_drained()
 
-    def shard_elsewhere(
+    def group_elsewhere(
         self, hash_slot: int, asked: Asked | None, *, is_free: bool, is_suited: bool
-    ) -> ShardReplicas | None:
-        """The shard whose replicas may serve such a read; None when it goes to the owner, which is noted."""
+    ) -> ReadGroup | None:
+        """The group that takes such a read to a replica; None when it goes to the owner, which is noted.
+
+        ``is_free``: ``may_read_elsewhere`` said so. ``is_suited``: the command can be read at replicas.
+        """
         reads = self.exchange.reads
         if asked is None:
             reads.strong_total += 1
             return None
         shard = reads.of_slot[hash_slot]
+        policy = self.policy
+        assert policy is not None
         if shard is None:
             refusal = Refusal.IN_FLUX
         elif not is_suited:
@@ -238,11 +290,12 @@ class OpenRequests(Requester):
         elif not shard.has_readable:
             refusal = Refusal.NOT_READABLE
         else:
-            return shard
+            self._is_collecting = True
+            return reads.group(shard, asked, policy.session if asked.is_session else None)
         reads.refusals[refusal] += 1
         asked.at_owner += 1
-        if self.policy is not None and self.policy.session is not None:
-            self.policy.session.read_at_owner(hash_slot)
+        if policy.session is not None:
+            policy.session.read_at_owner(hash_slot)
         return None
 
     def send_to_owner(self, slot: RequestSlot) -> None:
@@ -375,7 +428,7 @@ class OpenRequests(Requester):
 
     def _target(self, slot: RequestSlot, lane: Lane) -> NodeConnection | None:
         """Where a plain slot can be queued again at once, or None when a task must see to it."""
-        if type(slot) is not RequestSlot:
+        if type(slot) is not RequestSlot and type(slot) is not ReplicaSlot:
             return None
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):

@@ -26,11 +26,12 @@ one. A reply that the replica still owes for it is dropped.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from math import inf
-from typing import ClassVar, Protocol, cast
+from typing import Protocol
 
 import trio
 
@@ -43,9 +44,9 @@ from proxy.protocol.encode import command as encoded
 from proxy.replicas.service import Replica, Replicas, ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
-from proxy.upstream.reply_slot import Requester, Slot
+from proxy.upstream.reply_slot import Slot
 from routing.levels import Level, ReadLevel
-from routing.offsets import OffsetHistory, Point, Sample, SampleError, covers, parse_sample
+from routing.offsets import OffsetHistory, Point, Sample, SampleError, covers
 
 INFO_REPLICATION = encoded("INFO", "replication")
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
@@ -97,24 +98,24 @@ class Asked:
         self.at_owner = 0
 
 
-class ReadSlot(Protocol):
-    """What is read: a client's slot, or the part of an MGET. Also a ``Slot`` that can be queued at the owner."""
+class ReadSlot(Slot):
+    """What is read: a client's slot, or the part of an MGET. Its own reply counts as long as it is in no group."""
 
-    direct: ClassVar[bool]
-    raw: bytes
-    hash_slot: int
+    __slots__ = ()
 
-    @property
-    def requester(self) -> Requester | None:
-        """The client whose order it is part of."""
+    @abstractmethod
+    def leave_group(self) -> None:
+        """From now on its reply comes from the owner."""
 
-    def on_reply(self, reply: bytes, connection: NodeConnection) -> None: ...
+    @abstractmethod
+    def lacks(self, reply: bytes) -> bool:
+        """Whether the reply may come from a node that does not have what is read."""
 
-    def on_lost(self, sent: bool, connection: NodeConnection) -> None: ...
-
+    @abstractmethod
     def answer(self, reply: bytes) -> None:
         """Take ``reply`` as it is."""
 
+    @abstractmethod
     def wait_for_owner(self) -> None:
         """Its owner takes no request at the moment: go there as soon as that can be."""
 
@@ -146,17 +147,21 @@ class ReadGroup:
         "asked_at",
         "connection",
         "floor",
-        "is_proven",
+        "is_plain",
         "is_returned",
         "judged_in",
         "proven_until",
         "reads",
         "returned",
+        "service",
         "session",
         "shard",
     )
 
-    def __init__(self, shard: ShardReplicas, asked: Asked, session: SessionFloors | None) -> None:
+    def __init__(
+        self, service: ReplicaReads, shard: ShardReplicas, asked: Asked, session: SessionFloors | None
+    ) -> None:
+        self.service = service
         self.shard = shard
         self.asked = asked
         self.session = session
@@ -166,7 +171,7 @@ class ReadGroup:
         self.connection: NodeConnection | None = (
             None  # that a session has to go on with, if it has no new floor
         )
-        self.is_proven = False
+        self.is_plain = True  # a reply that shows that its key is there counts without another look
         self.is_returned = False  # all its reads went to the owner
         self.judged_in = 0  # the turn in which the stamp came
         self.proven_until = inf  # Trio's clock: after it the replies are older than the bound
@@ -193,13 +198,13 @@ class FloorQuestion(Slot):
         self.reads.on_floor(self, reply)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
-        self.reads.return_groups(self.groups, Refusal.NO_FLOOR)
+        self.reads.on_no_floor(self)
 
 
 class StampQuestion(Slot):
     """Asks a replica what it has applied, before the reads that follow on the same connection."""
 
-    __slots__ = ("asked_at", "floors", "groups", "hash_slot", "raw", "reads", "replica", "requester")
+    __slots__ = ("asked_at", "groups", "hash_slot", "raw", "reads", "replica", "requester")
 
     def __init__(self, reads: ReplicaReads, replica: Replica, asked_at: float) -> None:
         self.raw = INFO_REPLICATION
@@ -211,55 +216,10 @@ class StampQuestion(Slot):
         self.asked_at = asked_at
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
-        self.reads.on_stamp(self, reply)
+        self.reads.on_stamp(self, reply, connection)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
         """Its reads are lost with it, and each says so."""
-
-
-class ReplicaRead(Slot):
-    """One read on its way to a replica. The client's slot, or the part of an MGET, is ``slot``."""
-
-    __slots__ = ("group", "hash_slot", "raw", "reads", "requester", "slot")
-
-    def __init__(self, reads: ReplicaReads, slot: ReadSlot, group: ReadGroup) -> None:
-        self.reads = reads
-        self.slot = slot
-        self.group = group
-        self.raw = slot.raw
-        self.hash_slot = slot.hash_slot
-        self.requester = slot.requester
-
-    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
-        group = self.group
-        if not group.is_proven:  # its group went to the owner, when the stamp came
-            return
-        slot = self.slot
-        # The usual case at once: a value that is not empty.
-        if reply[0] != 36 or reply[1] == 45 or reply[1] == 48 or not slot.direct:
-            if could_mean_absence(reply) if slot.direct else lacks_a_value(reply):
-                self.reads.return_read(self, is_confirmation=True)
-                return
-        if group.returned is not None and (id(slot.requester), slot.hash_slot) in group.returned:
-            self.reads.return_read(self)
-            return
-        if group.proven_until != inf and self.reads.is_too_old(group):
-            self.reads.refusals[Refusal.TOO_OLD] += 1
-            self.reads.return_read(self)
-            return
-        group.asked.at_replica += 1
-        if slot.direct:
-            slot.reply = reply  # type: ignore[attr-defined]  # direct slots are ReplySlots
-            requester = slot.requester
-            if not requester.dirty:  # type: ignore[union-attr]
-                connection.hub.touched(requester)  # type: ignore[arg-type]
-        else:
-            slot.on_reply(reply, connection)
-
-    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
-        if not self.group.is_returned:
-            self.reads.refusals[Refusal.LOST] += 1
-            self.reads.return_read(self)
 
 
 class Confirmation(Slot):
@@ -275,7 +235,7 @@ class Confirmation(Slot):
         self.requester = slot.requester
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
-        if not (could_mean_absence(reply) if self.slot.direct else lacks_a_value(reply)):
+        if not self.slot.lacks(reply):
             self.reads.nils_prevented_total += 1
         self.slot.on_reply(reply, connection)
 
@@ -301,8 +261,9 @@ class ReplicaReads:
         self.refusals: Counter[Refusal] = Counter()
         self.staleness = Histogram(STALENESS_BUCKETS)  # of reads at replicas, when their stamp came: at most
         self._asked: dict[tuple[ReadLevel, int], Asked] = {}
-        self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}
+        self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}  # that are not on their way
         self._flushing = self._groups
+        self._asking: set[ShardReplicas] = set()  # whose primary owes a floor: new reads wait for the next
 
     def asked(self, level: ReadLevel, resp: int) -> Asked:
         """The object that stands for this level in this RESP version."""
@@ -314,17 +275,16 @@ class ReplicaReads:
     def all_asked(self) -> Iterable[Asked]:
         return self._asked.values()
 
-    def add(
-        self, shard: ShardReplicas, asked: Asked, slot: ReadSlot, session: SessionFloors | None = None
-    ) -> None:
-        """Have a replica of ``shard`` serve ``slot``, at the end of the turn; its client must be held until then."""
+    def group(self, shard: ShardReplicas, asked: Asked, session: SessionFloors | None = None) -> ReadGroup:
+        """The group that leaves at the end of this turn. A read that is put into it has its client held until then."""
         key = (shard, session or asked)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = ReadGroup(shard, asked, session)
-        group.reads.append(slot)
-        if not self.dirty:
-            self.hub.touched(self)
+            group = self._groups[key] = ReadGroup(self, shard, asked, session)
+            if not self.dirty:
+                self.dirty = True  # not ``touched``, which outside a turn would flush before the read is in
+                self.hub.dirty.append(self)
+        return group
 
     # -- the turn's end
 
@@ -334,13 +294,17 @@ class ReplicaReads:
         self.used_at = now = trio.current_time()
         waiting: dict[ShardReplicas, list[ReadGroup]] = {}
         ready: dict[ShardReplicas, list[ReadGroup]] = {}
-        for group in groups.values():
+        for key, group in groups.items():
+            if not group.reads:  # an MGET that went elsewhere after all
+                continue
             if group.session is not None:
                 self._prepare(group)
-            if group.asked.needs_floor and group.floor is None:
-                waiting.setdefault(group.shard, []).append(group)
-            else:
+            if not group.asked.needs_floor or group.floor is not None:
                 ready.setdefault(group.shard, []).append(group)
+            elif group.shard in self._asking:
+                self._groups[key] = group  # who reads meanwhile joins it: one more question serves all
+            else:
+                waiting.setdefault(group.shard, []).append(group)
         for shard, those in waiting.items():
             self._ask_floor(shard, those, now)
         for shard, those in ready.items():
@@ -375,13 +339,26 @@ class ReplicaReads:
             self.return_groups(groups, Refusal.NO_FLOOR)
             return
         self.floors_total += 1
+        self._asking.add(shard)
         connection.queue(FloorQuestion(self, shard, groups, now))
+
+    def on_no_floor(self, question: FloorQuestion) -> None:
+        """The primary did not answer."""
+        self._asked_for(question.shard)
+        self.return_groups(question.groups, Refusal.NO_FLOOR)
+
+    def _asked_for(self, shard: ShardReplicas) -> None:
+        """The primary owes no floor any more: ask for those who came meanwhile."""
+        self._asking.discard(shard)
+        if self._groups:
+            self.hub.touched(self)
 
     def on_floor(self, question: FloorQuestion, reply: bytes) -> None:
         """The primary answered: now the replicas can be asked for more than that."""
         shard = question.shard
+        self._asked_for(shard)
         try:
-            sample = parse_sample(reply)
+            sample = shard.reader.sample_of(reply)
         except SampleError as error:
             log.warning("no_floor", node=shard.primary.address, reason=error)
             self.return_groups(question.groups, Refusal.NO_FLOOR)
@@ -433,9 +410,7 @@ class ReplicaReads:
                 self.return_groups((group,), known)
                 continue
             replica, connection = found
-            if asked.is_eventual:
-                group.is_proven = True
-            else:
+            if not asked.is_eventual:
                 stamp = stamps.get(connection)
                 if stamp is None:
                     stamp = stamps[connection] = StampQuestion(self, replica, now)
@@ -445,26 +420,33 @@ class ReplicaReads:
             replica.reads_total += len(group.reads)
             if group.session is not None:
                 group.session.on_served(shard, connection)
-            connection.queue_all([ReplicaRead(self, slot, group) for slot in group.reads])
+            connection.queue_all(group.reads)
 
-    def on_stamp(self, question: StampQuestion, reply: bytes) -> None:
-        """The replica answered: its groups' replies come next. Those that it does not prove go to the owner now."""
+    def on_stamp(self, question: StampQuestion, reply: bytes, connection: NodeConnection) -> None:
+        """The replica answered: its groups' replies come next. Those that it does not prove go to the owner now.
+
+        The replies to those reads are still owed, right behind the stamp: they are read and dropped.
+        """
         replica = question.replica
         now = trio.current_time()
         try:
-            sample = parse_sample(reply)
+            sample = replica.reader.sample_of(reply)
         except SampleError as error:
             log.info("no_stamp", node=replica.address, reason=error)
+            connection.discard_next(0, sum(len(group.reads) for group in question.groups))
             self.return_groups(question.groups, Refusal.NO_STAMP)
             return
         replica.note(sample, question.asked_at, now)
         is_short = False
+        first = 0  # of the group's reads, among what the connection owes
         for group in question.groups:
+            count = len(group.reads)
             refusal = self._judge(group, sample, now)
+            first += count
             if refusal is None:
-                group.is_proven = True
                 group.judged_in = self.hub.turns_total
                 continue
+            connection.discard_next(first - count, count)
             is_short = is_short or refusal is Refusal.BEHIND
             if refusal is Refusal.OTHER_HISTORY and group.session is not None and group.asked_at == 0.0:
                 # The primary may have begun a new history without what the session wrote: it is asked first.
@@ -475,9 +457,8 @@ class ReplicaReads:
                 self.return_groups((group,), refusal)
         if is_short:
             replica.is_behind = True
-            connection = replica.connections[0]
-            if connection is not None and connection.ready:  # often it takes but a moment
-                connection.queue(StampQuestion(self, replica, now))
+            self.stamps_total += 1
+            connection.queue(StampQuestion(self, replica, now))  # often it takes but a moment
 
     def _judge(self, group: ReadGroup, sample: Sample, now: float) -> Refusal | None:
         """``judge`` for a group whose stamp has come; what it proves is kept."""
@@ -486,12 +467,13 @@ class ReplicaReads:
         if refusal is None:
             if asked.bound != inf:
                 group.proven_until = proven_until + asked.bound
+                group.is_plain = False
                 self.staleness.observe(now - proven_until, len(group.reads))
             elif group.asked_at:
                 self.staleness.observe(now - group.asked_at, len(group.reads))
         return refusal
 
-    def is_too_old(self, group: ReadGroup) -> bool:
+    def _is_too_old(self, group: ReadGroup) -> bool:
         """Whether a reply that comes now, in a later turn than its stamp, is older than its bound."""
         return self.hub.turns_total != group.judged_in and trio.current_time() > group.proven_until
 
@@ -512,25 +494,41 @@ class ReplicaReads:
         if group.session is not None:
             group.session.on_owner(group.shard)
         for slot in group.reads:
-            self._to_owner(cast(Slot, slot), slot, group.asked.kind)
+            self._to_owner(slot, slot, group.asked.kind)
 
-    def return_read(self, read: ReplicaRead, *, is_confirmation: bool = False) -> None:
+    def consider(self, group: ReadGroup, slot: ReadSlot, reply: bytes) -> None:
+        """A reply that needs a look: it may mean absence, or come too late, or follow one that went to the owner."""
+        if slot.lacks(reply):
+            self.confirmed_total += 1
+            self._return_read(group, slot, Confirmation(self, slot))
+        elif group.returned is not None and (id(slot.requester), slot.hash_slot) in group.returned:
+            self._return_read(group, slot, slot)
+        elif group.proven_until != inf and self._is_too_old(group):
+            self.refusals[Refusal.TOO_OLD] += 1
+            self._return_read(group, slot, slot)
+        else:
+            group.asked.at_replica += 1
+            slot.answer(reply)
+
+    def lose(self, group: ReadGroup, slot: ReadSlot) -> None:
+        """The connection to the replica ended."""
+        self.refusals[Refusal.LOST] += 1
+        self._return_read(group, slot, slot)
+
+    def _return_read(self, group: ReadGroup, slot: ReadSlot, queued: Slot) -> None:
         """Have the owner serve one read, and each later one of its client on the same slot."""
-        group, slot = read.group, read.slot
         if group.returned is None:
             group.returned = set()
+            group.is_plain = False
         group.returned.add((id(slot.requester), slot.hash_slot))
         group.asked.at_owner += 1
         if group.session is not None:
             group.session.on_owner(group.shard)
-        if is_confirmation:
-            self.confirmed_total += 1
-            self._to_owner(Confirmation(self, slot), slot, group.asked.kind)
-        else:
-            self._to_owner(cast(Slot, slot), slot, group.asked.kind)
+        self._to_owner(queued, slot, group.asked.kind)
 
     def _to_owner(self, queued: Slot, slot: ReadSlot, kind: int) -> None:
         """Queue ``queued``, which stands for ``slot``, at the owner if it can be; else its client sees to it."""
+        slot.leave_group()
         requester = slot.requester
         if requester is None or requester.is_closed:
             return

@@ -15,14 +15,12 @@ import trio
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import ran_in_part
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
-from proxy.exchange.replica_reads import Asked
+from proxy.exchange.replica_reads import ReadGroup, ReadSlot, lacks_a_value
 from proxy.exchange.routes import IN_FLUX
 from proxy.protocol.encode import OK, array, frame, integer
 from proxy.protocol.replies import elements
-from proxy.replicas.service import ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
-from proxy.upstream.reply_slot import Slot
 from routing.command import Command
 from routing.redirect import Ask, Moved, Redirect, Wait, needs_attention
 from routing.slot import slot_of
@@ -40,10 +38,10 @@ class SplitRule:
     merge: Merge
 
 
-class Part(Slot):
+class Part(ReadSlot):
     """The command on some keys of one slot. ``indexes`` are the keys' places in the client's request."""
 
-    __slots__ = ("hash_slot", "indexes", "parent", "raw", "reply", "requester", "sendings", "words")
+    __slots__ = ("group", "hash_slot", "indexes", "parent", "raw", "reply", "requester", "sendings", "words")
 
     def __init__(self, parent: SplitSlot, name: bytes, hash_slot: int) -> None:
         self.parent = parent
@@ -54,8 +52,12 @@ class Part(Slot):
         self.raw = b""
         self.reply: bytes | None = None
         self.sendings = 1
+        self.group: ReadGroup | None = None  # while a replica has it
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        if self.group is not None:
+            self.group.service.consider(self.group, self, reply)
+            return
         exchange = self.parent.open_requests.exchange
         redirect = exchange.understand(reply, connection) if needs_attention(reply) else None
         if redirect is None:
@@ -72,7 +74,16 @@ class Part(Slot):
         """It went elsewhere: have it done again, at its owner."""
         self.parent.on_part(None)
 
+    def leave_group(self) -> None:
+        self.group = None
+
+    def lacks(self, reply: bytes) -> bool:
+        return lacks_a_value(reply)
+
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if self.group is not None:
+            self.group.service.lose(self.group, self)
+            return
         if sent and not self.parent.command.is_readonly:
             exchange = self.parent.open_requests.exchange
             self.reply = exchange.outcome_unknown(f"the connection to {connection.address} ended")
@@ -244,16 +255,17 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
         open_requests.hold_for(slot)
     for part, connection in zip(owners_parts, connections, strict=True):
         connection.queue(part)
-    for part, (shard, asked) in elsewhere.items():
-        open_requests.hand_to_replica(shard, part, asked)
-    if elsewhere:
-        open_requests.hold_until_drained()
+    if owners_parts:
+        open_requests.note_at_owner()
+    for part, group in elsewhere.items():
+        part.group = group
+        group.reads.append(part)
 
 
-def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, tuple[ShardReplicas, Asked]]:
+def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, ReadGroup]:
     """The parts that replicas may serve. A part of EXISTS, a number, would not show which of its keys is missing."""
     policy, command = open_requests.policy, slot.command
-    found: dict[Part, tuple[ShardReplicas, Asked]] = {}
+    found: dict[Part, ReadGroup] = {}
     if policy is None:
         return found
     if not command.only_reads:
@@ -262,11 +274,11 @@ def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part,
     is_free = open_requests.may_read_elsewhere(only_reads=True)
     for part in slot.parts:
         asked = policy.of_keys(part.words[1:])
-        shard = open_requests.shard_elsewhere(
+        group = open_requests.group_elsewhere(
             part.hash_slot, asked, is_free=is_free, is_suited=command.name == "MGET"
         )
-        if shard is not None and asked is not None:
-            found[part] = shard, asked
+        if group is not None:
+            found[part] = group
     return found
 
 

@@ -25,7 +25,7 @@ from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.explain import explain, reply_of
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
-from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
+from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
@@ -177,6 +177,7 @@ class ClientConnection(OpenRequests):
             self.start_work(
                 _QUIT, self._check_session
             )  # its reply is empty: then what is read here is looked at
+        self.begin_pass()
         while at < size and not self._retrying and not self._draining and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -206,6 +207,7 @@ class ClientConnection(OpenRequests):
                 self.commands += 1
                 # An inline command is no frame that a node could be sent.
                 self._command(arguments, raw if raw[0] == 42 else encode.frame(arguments))
+        self.end_pass()
         if at < size and not self.is_closed and growing is None:
             rest = buffer[at:] if at else buffer
             if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
@@ -271,23 +273,25 @@ class ClientConnection(OpenRequests):
             policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
         self.commands += len(found)
         self._last_command = found[-1][0]
-        is_elsewhere = False
         asked = policy.asked
         for place, (command, raw, hash_slot) in enumerate(found):
-            slot = RequestSlot(self, command, raw, hash_slot)
-            self.slots.append(slot)
             if command.only_reads:
                 if policy.looks_at_keys:
                     asked = policy.of_simple(raw)
-                if self.read_elsewhere(slot, asked, is_free=is_free, is_suited=command.is_read_at_replicas):
-                    is_elsewhere = True
+                is_suited = command.is_read_at_replicas
+                group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
+                if group is not None:
+                    read = ReplicaSlot(self, command, raw, hash_slot, group)
+                    self.slots.append(read)
+                    group.reads.append(read)
                     continue
+                is_free = False  # see ``may_read_elsewhere``
+            slot = RequestSlot(self, command, raw, hash_slot)
+            self.slots.append(slot)
             self.send(slot, kind)
             if self._retrying:
                 self.commands -= len(found) - place - 1
                 return sum(len(item[1]) for item in found[place + 1 :])
-        if is_elsewhere:
-            self.hold_until_drained()
         return 0
 
     async def _check_session(self) -> bytes:
@@ -375,6 +379,8 @@ class ClientConnection(OpenRequests):
             return
         if command.is_single_key_first and raw[0] == 42:
             remember_simple(raw, 0, command, len(arguments))
+        if self.policy is None and command.only_reads:
+            self.exchange.reads.strong_total += 1
         slot_count = len(self.slots)
         self.relay(command, raw, hash_slot)
         self._mute(slot_count)

@@ -20,7 +20,7 @@ import trio
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import RESPS, Lane, Nodes
-from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, covers
+from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, SampleReader, covers
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Role, Shard, TopologyView
@@ -50,6 +50,7 @@ class Replica:
         "latency_seconds",
         "mismatched",
         "node",
+        "reader",
         "reads_total",
         "sample",
         "shard",
@@ -69,6 +70,7 @@ class Replica:
         self.why_not = "it has not told its offset yet"
         self.connections: list[NodeConnection | None] = [None] * len(RESPS)  # by RESP_INDEX; ready or not
         self.latency_seconds: float | None = None  # moving average of a stamp's way there and back
+        self.reader = SampleReader()
         self.sample: Sample | None = None  # the newest
         self.stamp = NO_POINT  # of that sample
         self.stamped_at = 0.0  # Trio's clock, when the sample came
@@ -109,13 +111,23 @@ class Replica:
 class ShardReplicas:
     """A primary, the history of its offset, and its replicas. Equal only to itself: it ends with its primary."""
 
-    __slots__ = ("has_readable", "history", "is_gone", "left_empty", "primary", "replicas", "sample")
+    __slots__ = (
+        "has_readable",
+        "history",
+        "is_gone",
+        "left_empty",
+        "primary",
+        "reader",
+        "replicas",
+        "sample",
+    )
 
     def __init__(self, primary: Node) -> None:
         self.primary = primary
         self.replicas: tuple[Replica, ...] = ()
         self.has_readable = False
         self.history = OffsetHistory(HISTORY_SECONDS)
+        self.reader = SampleReader()
         self.sample: Sample | None = None  # the primary's newest
         self.is_gone = False  # its primary is none any more in the view
         self.left_empty = False  # and owned no slot by then
