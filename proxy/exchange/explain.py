@@ -443,6 +443,7 @@ class _Look:
         found = self.found.get(replica)
         told_at = found.came_at if found is not None and found.sample is not None else now
         until = replica.shard.history.proven_until(replica.stamp)
+        is_syncing = replica.sample is not None and replica.sample.is_syncing  # its offset proves nothing
         return CandidateFacts(
             node_id=replica.node.id,
             address=replica.address,
@@ -452,7 +453,7 @@ class _Look:
             outstanding=replica.outstanding(),
             latency_seconds=replica.latency_seconds,
             stamp=None if replica.sample is None else replica.stamp,
-            staleness_seconds=None if until is None else max(0.0, told_at - until),
+            staleness_seconds=None if until is None or is_syncing else max(0.0, told_at - until),
             is_chosen=replica.node is verdict.served_by,
             why=verdict.why.get(replica.node.id, words.not_connected("")),
         )

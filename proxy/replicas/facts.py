@@ -14,6 +14,7 @@ def replica_facts(replicas: Replicas, now: float) -> dict[str, ReplicaFacts]:
 def _facts_of(replica: Replica, now: float) -> ReplicaFacts:
     sample = replica.sample
     connection = replica.connections[0]  # of RESP 2, which every replica has; it also tells the offsets
+    is_syncing = sample is not None and sample.is_syncing  # its offset proves nothing
     until = replica.shard.history.proven_until(replica.stamp)
     return ReplicaFacts(
         stage=replica.stage.value,
@@ -24,7 +25,7 @@ def _facts_of(replica: Replica, now: float) -> ReplicaFacts:
         offset=None if sample is None else sample.point.offset,
         replid="" if sample is None else sample.point.replid.decode("ascii", "backslashreplace"),
         lag_bytes=_lag_of(replica),
-        staleness_seconds=None if until is None else max(0.0, now - until),
+        staleness_seconds=None if until is None or is_syncing else max(0.0, now - until),
         reads_total=replica.reads_total,
         mismatched_keys=replica.mismatched,
         why_not="" if replica.is_readable else replica.why_not,

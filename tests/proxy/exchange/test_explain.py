@@ -264,6 +264,8 @@ async def test_why_a_replica_is_not_chosen_and_the_other_is(
     found = await scene.explain(level)
     scene.assert_by(found, scene.second, level.level)
     assert scene.why(found)[1:] == [reason, words.CHOSEN]
+    if reason == words.not_readable("syncing"):
+        assert scene.row(found, scene.first).staleness_seconds is None
 
 
 async def test_a_replica_without_a_connection(autojump_clock: MockClock, scene: Scene) -> None:

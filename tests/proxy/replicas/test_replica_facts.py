@@ -56,6 +56,8 @@ async def test_lag_and_staleness_count_in_one_history_only(autojump_clock: MockC
         replica.note(Sample(False, Point(X, 120), NO_POINT), now, now)
         facts = of_first(world, now + 0.5)
         assert (facts.lag_bytes, facts.staleness_seconds) == (0, 1.5)  # newer than what the primary told last
+        replica.note(Sample(False, Point(X, 120), NO_POINT, is_syncing=True), now, now)
+        assert of_first(world, now).staleness_seconds is None
         replica.note(Sample(False, Point(Y, 120), NO_POINT), now, now)
         facts = of_first(world, now)
         assert (facts.offset, facts.lag_bytes, facts.staleness_seconds) == (120, None, None)
