@@ -407,9 +407,12 @@ class _Look:
 
     def _not_served(self) -> bytes:
         """What a client gets whose read waited for the owner in vain."""
-        slot = self.read.slot
+        slot, seconds = self.read.slot, self.exchange.deadline_seconds
+        owner = self.exchange.routes.owner(slot, 2, Lane.READ)
         reason = self.exchange.why_unreachable(slot)
-        return not_ready(f"slot {slot}", self.exchange.deadline_seconds, reason)
+        if owner is not None:
+            reason = f"{owner.address} did not reply within {seconds:g} s"
+        return not_ready(f"slot {slot}", seconds, reason)
 
     def _why_owner_silent(self, primary: Node) -> str:
         if self.exchange.routes.node(primary.address, 2, Lane.READ) is None:
