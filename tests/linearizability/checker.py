@@ -10,7 +10,7 @@ again, however it was reached (Lowe). Three rules make that quick and lose no or
 
 - An operation that changes nothing is placed as soon as the register holds what it saw.
 - A value that can come about only once is not given up while an unplaced operation has still to see it.
-- A write is placed without a choice when all that sees its value was called, and nothing depends on absence.
+- A write all of whose seers were called is placed without a choice, unless deletions stand in the way.
 
 An operation whose outcome is unknown, because its reply was lost, may take effect at any time after its call, or
 never. Times are seconds on one monotonic clock; operations that touch at one moment count as concurrent.
@@ -23,11 +23,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 CONFIGURATIONS_MAX = 500_000  # for one history of one key; about 300 MB with 2,000 operations
+RETURNS_FIRST = 128  # tried at first
 SHOWN_BEFORE = 12  # of the operations in their order, the last ones
 
 
@@ -118,29 +119,32 @@ def check(
     histories: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         histories[operation.key].append(operation)
-    violations = []
-    for key, history in sorted(histories.items()):
-        first = (initial or {}).get(key)
-        if _ordered(history, math.inf, first, configurations_max) is None:
-            violations.append(_first_violation(history, first, configurations_max))
-    return violations
+    found = [
+        _first_violation(history, (initial or {}).get(key), configurations_max)
+        for key, history in sorted(histories.items())
+    ]
+    return [violation for violation in found if violation is not None]
 
 
-def _first_violation(history: Sequence[Operation], initial: int | None, configurations_max: int) -> Violation:
-    """Of a history without an order. A beginning of one that has an order has one too, so bisection finds it."""
-    returns = sorted(
-        (operation for operation in history if operation.returned_at is not None),
-        key=lambda operation: operation.returned_at or 0.0,
-    )
-    orderly, last = 0, len(returns)  # so many returns have an order; so many have none
+def _first_violation(
+    history: Sequence[Operation], initial: int | None, configurations_max: int
+) -> Violation | None:
+    """Of one key. A beginning of a history that has an order has one too: so twice as many returns are tried each
+    time, which finds an early fault before the search is long, and then the number is bisected."""
+    returns = sorted((operation for operation in history if operation.is_known), key=_until)
+    orderly, last = 0, len(returns) + 1  # so many returns have an order; so many have none, or are none
     placed: list[Operation] = []
+    length = RETURNS_FIRST
     while last - orderly > 1:
-        middle = (orderly + last) // 2
-        order = _ordered(history, _returned(returns[middle - 1]), initial, configurations_max)
+        length = min(length, last - 1) if last > len(returns) else (orderly + last) // 2
+        order = _ordered(history, _until(returns[length - 1]), initial, configurations_max)
         if order is None:
-            last = middle
+            last = length
         else:
-            orderly, placed = middle, order
+            orderly, placed = length, order
+            length *= 2
+    if orderly == len(returns):
+        return None
     misplaced = returns[last - 1]
     return Violation(
         misplaced.key,
@@ -150,7 +154,7 @@ def _first_violation(history: Sequence[Operation], initial: int | None, configur
         tuple(
             operation
             for operation in history
-            if operation.called_at <= _returned(misplaced) <= _until(operation)
+            if operation.called_at <= _until(misplaced) <= _until(operation)
             and operation is not misplaced
             and operation not in placed
         ),
@@ -351,32 +355,37 @@ class _Search:
             and _fits(self._operations[index], value)
         ]
         possible.sort(key=self._deadline.__getitem__, reverse=True)
-        if not seers and (closed := self._closed_chain(placed, possible, candidates)) is not None:
+        if not seers and (closed := self._closed_chains(placed, possible, candidates)):
             if self._is_settled(closed, placed, value):
-                possible = [closed]
+                possible = closed[:1]
             else:
-                possible.append(closed)
+                possible.append(closed[0])
         return [(index, _after(self._operations[index], value)) for index in possible]
 
-    def _closed_chain(self, placed: int, possible: Sequence[int], candidates: Iterable[int]) -> int | None:
-        """The most urgent write of whose chain all was called."""
-        called = sum(1 << index for index in candidates)
-        for index in reversed(possible):
-            if index < self._required_count:
-                chain = self._chains[index]
-                if chain and not chain & ~placed & ~called:
-                    return index
-        return None
+    def _closed_chains(self, placed: int, possible: Sequence[int], candidates: Iterable[int]) -> list[int]:
+        """The writes of whose chains all was called, the most urgent first."""
+        called = sum(1 << index for index in candidates) | placed
+        return [
+            index
+            for index in reversed(possible)
+            if index < self._required_count and self._chains[index] and not self._chains[index] & ~called
+        ]
 
-    def _is_settled(self, write: int, placed: int, value: int | None) -> bool:
-        """Whether a write with a closed chain can come next in every order that is left.
+    def _is_settled(self, closed: Sequence[int], placed: int, value: int | None) -> bool:
+        """Whether the most urgent write with a closed chain can come next, if there is an order at all.
 
-        Nobody has still to see the present value, so the chain can be taken out of any order and put in front. For
-        what came after it there, another value is as good, provided that the key exists just as it did. It does if
-        it exists now and nothing that can come before the write makes it absent, or if nothing there minds.
+        Nobody has still to see the present value, so a chain can be taken out of any order and put in front, if the
+        key still exists where it must. That is so if nothing before the chain makes it absent. Otherwise the chain
+        may be what makes it exist again. But then there is a deletion for it alone, and where there are more chains
+        than deletions, one is not needed so: the most urgent comes to the front, and that one takes its place, where
+        it is not too late.
         """
-        delicate = self._concerns if value is None else self._absences
-        return not delicate.called_until(self._deadline[write]) & ~placed
+        if value is None:
+            return not self._concerns.called_until(self._deadline[closed[0]]) & ~placed
+        return any(
+            (self._absences.called_until(self._deadline[write]) & ~placed).bit_count() <= others
+            for others, write in enumerate(closed)
+        )
 
 
 class _SetsByCall:
@@ -467,9 +476,6 @@ def _after_all(order: Iterable[Operation], value: int | None) -> int | None:
 
 def _until(operation: Operation) -> float:
     return math.inf if operation.returned_at is None else operation.returned_at
-
-
-_returned: Callable[[Operation], float] = _until  # of one that did
 
 
 def _lowest(members: int) -> int:

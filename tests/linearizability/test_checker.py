@@ -184,7 +184,7 @@ def small_histories(draw: st.DrawFn) -> list[Operation]:
 
 
 @given(small_histories(), st.sampled_from([None, 1]))
-@settings(max_examples=250)
+@settings(max_examples=100)
 def test_agrees_with_trying_every_order(operations: list[Operation], initial: int | None) -> None:
     """Any history: the search finds an order if and only if there is one."""
     found = check(operations, {} if initial is None else {KEY: initial})
@@ -192,7 +192,7 @@ def test_agrees_with_trying_every_order(operations: list[Operation], initial: in
 
 
 @given(st.integers(0, 2**32), st.integers(2, 6), st.sampled_from(["rrwwd", "rwiddn", "rrrwi", "rwwnd"]))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_agrees_on_histories_that_happened_but_for_one_reply(seed: int, clients: int, mix: str) -> None:
     """What a register did is accepted; with one reply replaced, the search agrees with trying every order."""
     operations = simulated(seed, clients, 6, mix)

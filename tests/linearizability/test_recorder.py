@@ -14,7 +14,7 @@ from tests.linearizability.recorder import WEIGHTS, Recorder, Refused, command_o
 from tests.live.campaign.resp import BadReply, ErrorReply, Reply, frame, parse
 
 KEYS = [b"a", b"b"]
-LOAD_SECONDS = 0.15
+LOAD_SECONDS = 0.1
 
 
 class Register:
@@ -71,12 +71,12 @@ async def test_a_register_is_linearizable() -> None:
     assert check(recorder.operations) == []
     assert not recorder.refused
     assert {operation.kind for operation in recorder.operations} >= {Kind.READ, Kind.WRITE, Kind.INCREMENT}
-    assert recorder.reads > 50
+    assert recorder.reads > 30
     overlapping = sum(
         first.key == second.key and second.called_at < (first.returned_at or 0.0)
         for first, second in zip(recorder.operations, recorder.operations[1:], strict=False)
     )
-    assert overlapping > 50  # concurrent on one key, or nothing would be shown
+    assert overlapping > 30  # concurrent on one key, or nothing would be shown
 
 
 async def test_a_reply_of_before_is_found() -> None:
