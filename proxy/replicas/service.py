@@ -156,6 +156,8 @@ class Replicas:
         self.nodes = nodes
         self.topology = topology
         self.options = options
+        # A connection to one of them ended, perhaps with its process. Called at once, must not block.
+        self.on_connection_lost: Callable[[Replica], None] = lambda replica: None
         self._resps = [2]  # the RESP versions in use
         self._shards: dict[str, ShardReplicas] = {}  # by the primary's node id
         self._of_shard: list[ShardReplicas] = []  # by the view's index
@@ -268,7 +270,13 @@ class Replicas:
         """A connection to one replica came or went."""
         replica = self._by_address.get(address)
         if replica is not None:
+            former = [*replica.connections]
             replica.connections[:] = [self.nodes.connection(address, resp, Lane.READ) for resp in RESPS]
+            if any(
+                was is not None and was is not now
+                for was, now in zip(former, replica.connections, strict=True)
+            ):
+                self.on_connection_lost(replica)
 
 
 def point_text(point: Point) -> str:
