@@ -142,7 +142,8 @@ class Replicating(RuleBasedStateMachine):
             self._nothing_is_proved()
             before = Promotion(Stage.SYNCING)
         was_fresh, self.is_fresh = self.is_fresh and answers, self.is_fresh and not answers
-        is_apart = self.is_syncing or (primary_answers and self.replica.replid != self.primary.replid)
+        history = self.primary.replid if primary_answers else before.point.replid
+        is_apart = self.is_syncing or self.replica.replid != history
         if replica is None or is_apart or (was_fresh and before.point != NO_POINT):
             self._nothing_is_proved()
             assert self.known.stage is (Stage.JOINING if replica is None else Stage.SYNCING)
