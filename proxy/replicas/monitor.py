@@ -176,7 +176,9 @@ class Monitor:
         watched = self._watched.get(replica)
         if watched is not None:
             watched.open = None
-            self._set(watched, reset(watched.promotion, Stage.JOINING, "the connection to it ended"))
+            failure = self._replicas.nodes.failure(replica.address)
+            why = "the connection to it ended" + (f": {failure}" if failure else "")
+            self._set(watched, reset(watched.promotion, Stage.JOINING, why))
 
     # -- asking
 

@@ -104,6 +104,7 @@ async def test_a_lost_connection_takes_a_replica_back_at_once(autojump_clock: An
         assert connection is not None
         connection.close("broken")
         assert not world.replica(1).is_readable  # in the very same step
+        assert world.replica(1).why_not == "the connection to it ended: broken"
         await world.wait_stage(1, Stage.READABLE)
         assert world.told(1) == [Stage.JOINING, *UP]
         nursery.cancel_scope.cancel()
