@@ -25,7 +25,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -42,7 +42,9 @@ from proxy.hub import Hub
 from proxy.log import get_logger, set_level
 from proxy.metrics import Family, Metrics, MetricType, Sample
 from proxy.reload import Reloader, Source
+from proxy.replicas.service import ReplicaOptions, Replicas
 from proxy.settings import Settings
+from proxy.settings.reads import listener_level, zones_of
 from proxy.settings.state import store_file
 from proxy.store.interface import TopologyStore
 from proxy.store.memory import MemoryStore
@@ -52,6 +54,7 @@ from proxy.topology.discovery import Discovery
 from proxy.topology.history import History
 from proxy.topology.keeper import Keeper
 from proxy.topology.mode import ModeKeeper
+from proxy.topology.secret import token_secret
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
 from proxy.upstream.nodes import Lane, Nodes
@@ -120,7 +123,7 @@ class Proxy:
             refresh_seconds=cluster.refresh_interval_seconds,
             limits=TimelineLimits(migration_stuck_seconds=cluster.migration_stuck_seconds),
         )
-        self.mode = ModeKeeper(self.store, self.id)
+        self.mode = ModeKeeper(self.store, self.id, on_change=lambda mode: self.server.adopt_mode(mode))
         self.history = History(self.store, self.keeper.views)
         self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
@@ -130,11 +133,19 @@ class Proxy:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hub.run)
                 self.nodes = Nodes(dialer, nursery, cluster.request_deadline_seconds)
+                self.replica_nodes = Nodes(
+                    replace(dialer, is_readonly=True),
+                    nursery,
+                    settings.reads.replica_timeout_seconds,
+                    lanes=(Lane.READ,),
+                )
+                self.replicas = Replicas(self.replica_nodes, self.topology, replica_options(settings))
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
                     self.topology,
                     self.private,
+                    self.replicas,
                     nursery,
                     request_deadline_seconds=cluster.request_deadline_seconds,
                     script_cache_bytes_max=settings.commands.script_cache_bytes_max,
@@ -143,9 +154,11 @@ class Proxy:
                 if with_signals:
                     await nursery.start(self._await_signals)
                 nursery.start_soon(self.nodes.watch)
+                nursery.start_soon(self.replica_nodes.watch)
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self.mode.run)
+                nursery.start_soon(self._learn_token_secret)
                 nursery.start_soon(retention.run, self.store, self._retention)
                 if settings.hooks:
                     self.metrics.register_source(self.hooks.samples)
@@ -159,7 +172,13 @@ class Proxy:
                 )
                 await nursery.start(lambda task_status: admin.serve(admin_listeners, task_status=task_status))
                 for listener_settings in settings.listeners:
-                    listener = Listener(self.hub, self.server, self.exchange, listener_settings.address)
+                    listener = Listener(
+                        self.hub,
+                        self.server,
+                        self.exchange,
+                        listener_settings.address,
+                        listener_level(listener_settings, settings),
+                    )
                     listener.open()
                     self._listeners.append(listener)
                 started = Started(
@@ -184,7 +203,7 @@ class Proxy:
                 listener.close()
             for client in self.server.clients():
                 client.close("stopping")
-            for connection in list(self.nodes.connections()):
+            for connection in [*self.nodes.connections(), *self.replica_nodes.connections()]:
                 connection.close("stopping")
             self.private.close_idle()
             self.hub.close()
@@ -207,6 +226,12 @@ class Proxy:
                 await self.nodes.wait_change()
         if not self.topology.view.shards:
             log.warning("cluster_not_found", seeds=list(self.settings.cluster.seeds))
+
+    async def _learn_token_secret(self) -> None:
+        """Tokens can be made and read from then on."""
+        self.exchange.token_secret = await token_secret(
+            self.store, self.settings.reads.token_secret, self.settings.cluster.password
+        )
 
     async def _await_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -264,6 +289,8 @@ class Proxy:
             set_level(settings.log_level)
         self.settings = settings
         self.server.adopt(settings)
+        self.replicas.adopt(replica_options(settings))
+        self.replica_nodes.deadline_seconds = settings.reads.replica_timeout_seconds
         self.keeper.refresh_seconds = settings.cluster.refresh_interval_seconds
         self.topology.refresh_soon()  # else the wait that has begun lasts as long as before
 
@@ -377,6 +404,12 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
     (_gauge("anomalies", "What is wrong with the cluster's map now."), lambda p: len(p.keeper.anomalies)),
     (_gauge("private_connections", "Connections held for one client."), lambda p: p.private.in_use),
 )
+
+
+def replica_options(settings: Settings) -> ReplicaOptions:
+    """What the settings say of replicas."""
+    reads = settings.reads
+    return ReplicaOptions(reads.settle_seconds, reads.zone, zones_of(settings))
 
 
 def store_of(settings: Settings) -> TopologyStore:

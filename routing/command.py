@@ -89,6 +89,9 @@ class Command:
     is_blocking: bool  # the engines' flag: some call of it may block; keys.blocks tells for a given call
     is_movable: bool  # which arguments are keys depends on the arguments
     is_single_key_first: bool  # every call that arity_accepts has exactly one key, args[1]
+    is_read_at_replicas: (
+        bool  # only_reads, of one key as a whole: no cursor of one node, no script, no pattern
+    )
     has_keys: bool  # some call of it names keys
     has_channels: bool  # what is no key decides its slot: sharded channels, CLUSTERSCAN's cursor
     subcommands: Mapping[bytes, Command] = field(repr=False)  # upper case -> Command; empty when it has none
@@ -189,10 +192,20 @@ def _command(row: tuple[Any, ...], subcommands: Mapping[bytes, Command]) -> Comm
         is_blocking="blocking" in flags,
         is_movable=any(type(s.begin) is not AtIndex or type(s.find) is not KeyRange for s in keys),
         is_single_key_first=_is_single_key_first(arity, specs),
+        is_read_at_replicas=(
+            "readonly" in flags
+            and not any(spec.is_written for spec in keys)
+            and _is_single_key_first(arity, specs)
+            and name not in _CURSORS
+        ),
         has_keys=bool(keys),
         has_channels=len(keys) < len(specs),
         subcommands=subcommands,
     )
+
+
+# Their cursors are places in one process's hash table.
+_CURSORS: Final = frozenset({"HSCAN", "SSCAN", "ZSCAN"})
 
 
 def _is_single_key_first(arity: int, specs: tuple[KeySpec, ...]) -> bool:

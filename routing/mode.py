@@ -13,7 +13,7 @@ from routing.levels import Level
 
 DEFAULT_MODE = Level.STRONG  # until an operator chooses: nothing weaker is ever given unasked
 
-ROUTED_MODES = frozenset({Level.STRONG})  # those that this version routes
+ROUTED_MODES = frozenset(Level) - {Level.SNAPSHOT}  # those that this version routes
 
 NOTES = {  # what a read of level auto gets, in one sentence
     Level.STRONG: "reads go to the slot's primary",

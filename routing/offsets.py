@@ -73,6 +73,23 @@ def parse_sample(reply: bytes) -> Sample:
         raise SampleError(f"no INFO replication: {error}") from error
 
 
+class SampleReader:
+    """Parses one node's samples. While nothing is written it gives the same answer again, which is parsed once."""
+
+    __slots__ = ("_reply", "_sample")
+
+    def __init__(self) -> None:
+        self._reply = b""
+        self._sample: Sample | None = None
+
+    def sample_of(self, reply: bytes) -> Sample:
+        """As ``parse_sample``. Raises SampleError."""
+        if self._sample is None or reply != self._reply:
+            self._sample = parse_sample(reply)
+            self._reply = reply
+        return self._sample
+
+
 def _number(reply: bytes, field: bytes, start: int) -> int:
     at = reply.find(field, start)
     if at < 0:

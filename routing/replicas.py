@@ -34,6 +34,30 @@ class ReplicaRecord:
     offset: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaFacts:
+    """One replica as one proxy sees it now, for people. Numbers are finite. Nothing of it is in the record.
+
+    ``address`` and ``primary_id`` are for a replica that the record does not know.
+    """
+
+    stage: str  # joining, syncing, caught_up, verified, readable or quarantined
+    zone: str  # empty if it is not known
+    is_connected: bool
+    outstanding: int  # requests sent to it and not yet answered
+    latency_seconds: float | None  # recent
+    offset: int | None  # of its last sample, in the history ``replid``
+    replid: str
+    lag_bytes: int | None  # its primary's offset less its own; None if they are not of one history
+    staleness_seconds: float | None  # how old its data is at most; None if nothing is proved
+    reads_total: int  # answered by it
+    mismatched_keys: Sequence[bytes]  # of a quarantined one: whose values differed from its primary's
+    why_not: str  # why it is not readable; empty if it is
+    verified_at: float | None  # Unix seconds
+    address: Address | None = None
+    primary_id: str = ""
+
+
 def replica_records(
     known: Mapping[str, ReplicaRecord],
     view: TopologyView,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from hashlib import blake2b
 from itertools import compress, pairwise
 from operator import ne
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from routing.slot import SLOT_COUNT
 SlotRanges = tuple[tuple[int, int], ...]  # inclusive (first, last) pairs, ascending
 
 UNOWNED = -1  # in TopologyView.shard_of_slot: no primary serves the slot
+FINGERPRINT_BYTES = 8  # of TopologyView.fingerprint: maps that differ by chance agree once in 2**64
 
 
 class Address(NamedTuple):
@@ -126,6 +128,24 @@ class TopologyView:
     def unowned_count(self) -> int:
         """How many of the 16384 slots no primary serves."""
         return self.shard_of_slot.count(UNOWNED)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """FINGERPRINT_BYTES that are equal where each slot has the same primary, on every proxy and machine.
+
+        Epoch, addresses, replicas, migrations, primaries without slots and the order of the shards do not count.
+        """
+        # slot -> place of its owner's id among all of them: as quick however scattered the slots are.
+        id_of_shard = [
+            *(shard.primary.id for shard in self.shards),
+            "",
+        ]  # at UNOWNED, the last one: nobody's id
+        owner_ids = sorted({id_of_shard[index] for index in set(self.shard_of_slot)})
+        place_of_id = {owner_id: place.to_bytes(2, "little") for place, owner_id in enumerate(owner_ids)}
+        place_of_shard = [place_of_id.get(shard_id, b"") for shard_id in id_of_shard]
+        digest = blake2b("\n".join(owner_ids).encode(), digest_size=FINGERPRINT_BYTES)
+        digest.update(b"".join(map(place_of_shard.__getitem__, self.shard_of_slot)))
+        return digest.digest()
 
     @cached_property
     def _serving(self) -> frozenset[Address]:

@@ -25,6 +25,8 @@ COMMANDS = {  # name -> summary; the module is proxy.cli.NAME
     "cluster": "start, stop or look at an embedded cluster",
     "topology": "show the shards, slots, replicas and migrations that a running proxy sees",
     "events": "show what happened in the cluster, and follow it",
+    "replicas": "show which replicas are readable, how far each is behind, and why one is not read",
+    "explain": "show where a read goes, at which level, and why",
     "mode": "show or set the routing mode: what reads get that ask for no level",
     "audit": "list what operators did, or verify that the list is whole",
     "config": "check or show the settings",

@@ -16,11 +16,13 @@ from typing import assert_never
 import trio
 
 from proxy.exchange.failures import internal_fault, not_ready, outcome_unknown
+from proxy.exchange.replica_reads import ReplicaReads
 from proxy.exchange.routes import Routes
 from proxy.exchange.scripts import ScriptCache
 from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.protocol.encode import error
+from proxy.replicas.service import Replicas
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane, Nodes
@@ -53,6 +55,7 @@ class Exchange:
         nodes: Nodes,
         topology: Topology,
         private: PrivateConnections,
+        replicas: Replicas,
         nursery: trio.Nursery,
         *,
         request_deadline_seconds: float,
@@ -63,6 +66,9 @@ class Exchange:
         self.topology = topology
         self.private = private
         self.routes = Routes(nodes, topology)
+        self.replicas = replicas
+        self.reads = ReplicaReads(hub, replicas, self.routes)
+        self.token_secret = b""  # signs the tokens of sessions; empty until it is known
         self.scripts = ScriptCache(script_cache_bytes_max)
         self.deadline_seconds = request_deadline_seconds
         self.redirects_total = {"moved": 0, "ask": 0, "wait": 0, "noscript": 0}

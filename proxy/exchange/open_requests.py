@@ -28,6 +28,8 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
+from proxy.exchange.read_policy import ReadPolicy
+from proxy.exchange.replica_reads import Asked, ReadGroup, ReadSlot, Refusal, could_mean_absence
 from proxy.exchange.routes import KINDS
 from proxy.protocol.replies import decode
 from proxy.upstream.connection import NodeConnection
@@ -62,6 +64,17 @@ class RequestSlot(ReplySlot):
     def may_write(self) -> bool:
         return self.command.may_write
 
+    def answer(self, reply: bytes) -> None:
+        """Take ``reply`` as it is."""
+        assert isinstance(self.requester, OpenRequests)
+        self.reply = reply
+        self.requester.hub.touched(self.requester)
+
+    def wait_for_owner(self) -> None:
+        """A read that went elsewhere: send it to its owner as soon as that takes requests."""
+        assert isinstance(self.requester, OpenRequests)
+        self.requester.send_to_owner(self)
+
     def overtaken_reply(self) -> bytes:
         """The error when it may not be sent again, because a later request on its key has run."""
         return overtaken(self.command.name)
@@ -77,6 +90,45 @@ class RequestSlot(ReplySlot):
             lane=Lane.READ if self.command.only_reads else Lane.WRITE,
             from_script=self.command.name in SCRIPT_COMMANDS,
         )
+
+
+class ReplicaSlot(RequestSlot, ReadSlot):
+    """A read that a replica may serve; once it is in no group any more it is like any other of its client's."""
+
+    __slots__ = ("group",)
+    direct = False
+
+    def __init__(
+        self, requester: Requester, command: Command, raw: bytes, hash_slot: int, group: ReadGroup
+    ) -> None:
+        super().__init__(requester, command, raw, hash_slot)
+        self.group: ReadGroup | None = group
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        group = self.group
+        if group is None:
+            super().on_reply(reply, connection)
+        # The usual case at once: a value that is not empty.
+        elif group.is_plain and ((reply[0] == 36 and reply[1] > 48) or not could_mean_absence(reply)):
+            group.asked.at_replica += 1
+            self.reply = reply
+            requester = self.requester
+            if not requester.dirty:
+                connection.hub.touched(requester)
+        else:
+            group.service.consider(group, self, reply)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if self.group is None:
+            super().on_lost(sent, connection)
+        else:
+            self.group.service.lose(self.group, self)
+
+    def leave_group(self) -> None:
+        self.group = None
+
+    def lacks(self, reply: bytes) -> bool:
+        return could_mean_absence(reply)
 
 
 class WorkSlot(RequestSlot):
@@ -117,6 +169,12 @@ class OpenRequests(Requester):
         self._kinds = KINDS[2]  # of connection by lane, for this client's RESP version
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
+        self.policy: ReadPolicy | None = None  # None: all its reads are strong
+        # Of this pass over its requests, which is one synchronous step:
+        self._is_collecting = (
+            False  # reads were handed to replicas; the hub sends them at the end of the turn
+        )
+        self._went_to_owner = False  # something was sent to an owner
 
     @property
     def is_held(self) -> bool:
@@ -127,6 +185,7 @@ class OpenRequests(Requester):
         """Speak this RESP version from the next command on."""
         self.resp = resp
         self.exchange.routes.use(resp)
+        self.exchange.replicas.use(resp)
         self._kinds = KINDS[resp]
         self._kind = self._kinds[Lane.WRITE]
 
@@ -150,16 +209,100 @@ class OpenRequests(Requester):
 
     def relay(self, command: Command, raw: bytes, hash_slot: int) -> None:
         """Queue a single-slot command whose route may not be ready."""
+        policy = self.policy
+        is_free = policy is not None and self.may_read_elsewhere(command.only_reads)
         kind = self.choose_kind(command.only_reads)
+        if policy is not None:
+            if not command.only_reads:
+                policy.note_write((hash_slot,))
+            else:
+                is_suited = command.is_read_at_replicas
+                asked = policy.of_simple(raw) if is_suited else policy.asked
+                group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
+                if group is not None:
+                    read = ReplicaSlot(self, command, raw, hash_slot, group)
+                    self.slots.append(read)
+                    group.reads.append(read)
+                    return
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
-        route = None if kind is None else self.routes_of_slot[hash_slot][kind]
+        self.send(slot, kind)
+
+    def send(self, slot: RequestSlot, kind: int | None) -> None:
+        """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``."""
+        self.note_at_owner()
+        route = None if kind is None else self.routes_of_slot[slot.hash_slot][kind]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(slot)
-            return
-        owner = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
-        if owner is not None:  # after what is in flight: rule 5, or rule 4 while the slot is moving
-            self._retry(slot, Moved(hash_slot, owner.address))
+        else:
+            self.send_to_owner(slot)
+
+    def may_read_elsewhere(self, only_reads: bool) -> bool:
+        """Whether the next command may be served by a replica: it reads, and nothing of this client is in flight.
+
+        But for reads of the same pass that replicas serve: those of one key go the same way, in order. What went to
+        an owner in this pass is another matter: a replica could answer with something older.
+        Call it before the command's slot is queued.
+        """
+        if not only_reads or self._went_to_owner:
+            return False
+        if self._is_collecting:
+            return True
+        if self.slots and self.in_flight():
+            return False
+        self._mixes = False  # it is held after each pass with such reads, so its writes wait for them anyway
+        return True
+
+    def note_at_owner(self) -> None:
+        """Something was sent to an owner in this pass."""
+        self._went_to_owner = True
+
+    def begin_pass(self) -> None:
+        """The client's requests are looked at from here on until ``end_pass``, in one synchronous step."""
+        self._is_collecting = self._went_to_owner = False
+
+    def end_pass(self) -> None:
+        """While replicas have reads of this client nothing more of it is sent, so its next command sees them done."""
+        if self._is_collecting:
+            self._is_collecting = False
+            self.hold_until_drained()
+
+    def group_elsewhere(
+        self, hash_slot: int, asked: Asked | None, *, is_free: bool, is_suited: bool
+    ) -> ReadGroup | None:
+        """The group that takes such a read to a replica; None when it goes to the owner, which is noted.
+
+        ``is_free``: ``may_read_elsewhere`` said so. ``is_suited``: the command can be read at replicas.
+        """
+        reads = self.exchange.reads
+        if asked is None:
+            reads.strong_total += 1
+            return None
+        shard = reads.of_slot[hash_slot]
+        policy = self.policy
+        assert policy is not None
+        if shard is None:
+            refusal = Refusal.IN_FLUX
+        elif not is_suited:
+            refusal = Refusal.COMMAND
+        elif not is_free:
+            refusal = Refusal.IN_FLIGHT
+        elif not shard.has_readable:
+            refusal = Refusal.NOT_READABLE
+        else:
+            self._is_collecting = True
+            return reads.group(shard, asked, policy.session if asked.is_session else None)
+        reads.refusals[refusal] += 1
+        asked.at_owner += 1
+        if policy.session is not None:
+            policy.session.read_at_owner(hash_slot)
+        return None
+
+    def send_to_owner(self, slot: RequestSlot) -> None:
+        """After what is in flight: by rule 5, by rule 4 while the slot is moving, or when its node is back."""
+        owner = self.exchange.routes.owner(slot.hash_slot, self.resp, Lane.WRITE)
+        if owner is not None:
+            self._retry(slot, Moved(slot.hash_slot, owner.address))
             self.hub.touched(self)
         else:
             self.retry(slot, "the slot's node takes no requests")
@@ -285,7 +428,7 @@ class OpenRequests(Requester):
 
     def _target(self, slot: RequestSlot, lane: Lane) -> NodeConnection | None:
         """Where a plain slot can be queued again at once, or None when a task must see to it."""
-        if type(slot) is not RequestSlot:
+        if type(slot) is not RequestSlot and type(slot) is not ReplicaSlot:
             return None
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):

@@ -96,6 +96,10 @@ class Routes:
             return None
         return connection if connection.ready else None
 
+    def refresh_soon(self) -> None:
+        """Something does not fit the view: have the cluster looked at."""
+        self._topology.refresh_soon()
+
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
         former = self._of_shard
         if new.shards is not self._shards:

@@ -15,12 +15,12 @@ import trio
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import ran_in_part
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
+from proxy.exchange.replica_reads import ReadGroup, ReadSlot, lacks_a_value
 from proxy.exchange.routes import IN_FLUX
 from proxy.protocol.encode import OK, array, frame, integer
 from proxy.protocol.replies import elements
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
-from proxy.upstream.reply_slot import Slot
 from routing.command import Command
 from routing.redirect import Ask, Moved, Redirect, Wait, needs_attention
 from routing.slot import slot_of
@@ -38,10 +38,10 @@ class SplitRule:
     merge: Merge
 
 
-class Part(Slot):
+class Part(ReadSlot):
     """The command on some keys of one slot. ``indexes`` are the keys' places in the client's request."""
 
-    __slots__ = ("hash_slot", "indexes", "parent", "raw", "reply", "requester", "sendings", "words")
+    __slots__ = ("group", "hash_slot", "indexes", "parent", "raw", "reply", "requester", "sendings", "words")
 
     def __init__(self, parent: SplitSlot, name: bytes, hash_slot: int) -> None:
         self.parent = parent
@@ -52,17 +52,38 @@ class Part(Slot):
         self.raw = b""
         self.reply: bytes | None = None
         self.sendings = 1
+        self.group: ReadGroup | None = None  # while a replica has it
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        if self.group is not None:
+            self.group.service.consider(self.group, self, reply)
+            return
         exchange = self.parent.open_requests.exchange
         redirect = exchange.understand(reply, connection) if needs_attention(reply) else None
         if redirect is None:
-            self.reply = reply
-            self.parent.on_part(reply)
+            self.answer(reply)
         elif not self.parent.send_again(self, redirect, connection):
             self.parent.on_part(None)
 
+    def answer(self, reply: bytes) -> None:
+        """Take ``reply`` as it is."""
+        self.reply = reply
+        self.parent.on_part(reply)
+
+    def wait_for_owner(self) -> None:
+        """It went elsewhere: have it done again, at its owner."""
+        self.parent.on_part(None)
+
+    def leave_group(self) -> None:
+        self.group = None
+
+    def lacks(self, reply: bytes) -> bool:
+        return lacks_a_value(reply)
+
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if self.group is not None:
+            self.group.service.lose(self.group, self)
+            return
         if sent and not self.parent.command.is_readonly:
             exchange = self.parent.open_requests.exchange
             self.reply = exchange.outcome_unknown(f"the connection to {connection.address} ended")
@@ -213,10 +234,12 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
     lane = Lane.READ if command.is_readonly else Lane.WRITE
     is_alone = not open_requests.in_flight()
+    elsewhere = _parts_elsewhere(open_requests, slot)
     kind = open_requests.choose_kind(command.is_readonly)
     open_requests.slots.append(slot)
     connections: list[NodeConnection] = []
-    for part in slot.parts:
+    owners_parts = [part for part in slot.parts if part not in elsewhere]
+    for part in owners_parts:
         route = None if kind is None else open_requests.routes_of_slot[part.hash_slot][kind]
         if route is IN_FLUX and is_alone:  # rule 4: one by one
             route = open_requests.exchange.routes.owner(part.hash_slot, open_requests.resp, lane)
@@ -230,8 +253,33 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     is_moving = not open_requests.exchange.routes.in_flux.isdisjoint(part.hash_slot for part in slot.parts)
     if is_moving:
         open_requests.hold_for(slot)
-    for part, connection in zip(slot.parts, connections, strict=True):
+    for part, connection in zip(owners_parts, connections, strict=True):
         connection.queue(part)
+    if owners_parts:
+        open_requests.note_at_owner()
+    for part, group in elsewhere.items():
+        part.group = group
+        group.reads.append(part)
+
+
+def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, ReadGroup]:
+    """The parts that replicas may serve. A part of EXISTS, a number, would not show which of its keys is missing."""
+    policy, command = open_requests.policy, slot.command
+    found: dict[Part, ReadGroup] = {}
+    if policy is None:
+        return found
+    if not command.only_reads:
+        policy.note_write([part.hash_slot for part in slot.parts])
+        return found
+    is_free = open_requests.may_read_elsewhere(only_reads=True)
+    for part in slot.parts:
+        asked = policy.of_keys(part.words[1:])
+        group = open_requests.group_elsewhere(
+            part.hash_slot, asked, is_free=is_free, is_suited=command.name == "MGET"
+        )
+        if group is not None:
+            found[part] = group
+    return found
 
 
 def _merge_values(parts: Sequence[Part], count: int) -> bytes:

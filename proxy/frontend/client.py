@@ -24,8 +24,10 @@ import trio
 from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
-from proxy.exchange.open_requests import OpenRequests, RequestSlot, Work
+from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
+from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
+from proxy.exchange.sessions import Session, token_of_now
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -36,7 +38,7 @@ from proxy.exchange.transaction import (
     run_blocks,
     watch,
 )
-from proxy.frontend import answers
+from proxy.frontend import answers, steady
 from proxy.frontend.answers import (
     Answer,
     AskAnyNode,
@@ -58,6 +60,7 @@ from proxy.protocol.requests import ProtocolError, RequestParser, remember_simpl
 from proxy.settings import CrossSlotTransactions
 from routing.command import Command, lookup, refusal
 from routing.keys import KeysError, blocks, key_positions, routing_positions
+from routing.levels import Level, ReadLevel
 from routing.slot import slot_of
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
@@ -93,10 +96,18 @@ class ClientConnection(OpenRequests):
     """One client, whatever carries its bytes. ``server`` knows what all clients share."""
 
     def __init__(
-        self, server: Server, exchange: Exchange, transport: Transport, peer_address: str, local_address: str
+        self,
+        server: Server,
+        exchange: Exchange,
+        transport: Transport,
+        peer_address: str,
+        local_address: str,
+        listener_level: ReadLevel | None = None,
     ) -> None:
         super().__init__(exchange)
         settings = server.settings.clients
+        self.read_level: ReadLevel | None = None  # that the client asked for; None: auto
+        self._listener_level = listener_level
         self.server = server
         self.transport = transport
         self.id = server.next_client_id()
@@ -126,6 +137,7 @@ class ClientConnection(OpenRequests):
         self._is_paused = False
         self._is_ended = False  # the client sends nothing more
         self._is_closing = False  # close when all that is owed is sent
+        self.choose_policy()
 
     # -- bytes in
 
@@ -159,6 +171,11 @@ class ClientConnection(OpenRequests):
         self._needed = 0
         at, size = 0, len(buffer)
         self.last_command_at = time.time()
+        if self.policy is not None and self.policy.needs_check:
+            self.start_work(
+                _QUIT, self._check_session
+            )  # its reply is empty: then what is read here is looked at
+        self.begin_pass()
         while at < size and not self._retrying and not self._draining and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -188,6 +205,7 @@ class ClientConnection(OpenRequests):
                 self.commands += 1
                 # An inline command is no frame that a node could be sent.
                 self._command(arguments, raw if raw[0] == 42 else encode.frame(arguments))
+        self.end_pass()
         if at < size and not self.is_closed and growing is None:
             rest = buffer[at:] if at else buffer
             if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
@@ -205,6 +223,10 @@ class ClientConnection(OpenRequests):
             if not command.only_reads:
                 only_reads = False
                 break
+        if self.policy is not None:
+            return self._relay_by_policy(self.policy, found, only_reads)
+        if only_reads:
+            self.exchange.reads.strong_total += len(found)
         kind = self.choose_kind(only_reads)
         if kind is None:
             self.hold_until_drained()
@@ -232,10 +254,57 @@ class ClientConnection(OpenRequests):
                 return sum(len(item[1]) for item in found[taken:])
         return 0
 
+    def _relay_by_policy(
+        self, policy: ReadPolicy, found: Sequence[tuple[Command, bytes, int]], only_reads: bool
+    ) -> int:
+        """The same for a client whose reads may go to replicas."""
+        if only_reads and (refusal := policy.take_refusal()) is not None:
+            for command, _, _ in found:
+                self._reply(command, refusal)
+            return 0
+        is_free = self.may_read_elsewhere(only_reads)
+        kind = self.choose_kind(only_reads)
+        if kind is None:
+            self.hold_until_drained()
+            return sum(len(raw) for _, raw, _ in found)
+        if not only_reads:
+            policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
+        self.commands += len(found)
+        self._last_command = found[-1][0]
+        asked = policy.asked
+        for place, (command, raw, hash_slot) in enumerate(found):
+            if command.only_reads:
+                if policy.looks_at_keys:
+                    asked = policy.of_simple(raw)
+                is_suited = command.is_read_at_replicas
+                group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
+                if group is not None:
+                    read = ReplicaSlot(self, command, raw, hash_slot, group)
+                    self.slots.append(read)
+                    group.reads.append(read)
+                    continue
+                is_free = False  # see ``may_read_elsewhere``
+            slot = RequestSlot(self, command, raw, hash_slot)
+            self.slots.append(slot)
+            self.send(slot, kind)
+            if self._retrying:
+                self.commands -= len(found) - place - 1
+                return sum(len(item[1]) for item in found[place + 1 :])
+        return 0
+
+    async def _check_session(self) -> bytes:
+        """After a change of the map. What it finds stands in the session."""
+        if self.policy is not None:
+            await self.policy.check(self.exchange, trio.current_time() + self.exchange.deadline_seconds)
+        return b""
+
     # -- commands that need a look
 
     def _command(self, arguments: list[bytes], raw: bytes) -> None:
         command = lookup(arguments)
+        if command is None and arguments[0][:7].upper() == steady.PREFIX:
+            self._steady(arguments)
+            return
         if command is None and arguments[0].upper() in _HTTP_WORDS:
             log.warning("http_refused", client=self.id, address=self.peer_address)
             self.close("spoke HTTP")
@@ -251,6 +320,12 @@ class ClientConnection(OpenRequests):
             return
         name = command.name
         self._last_command = command
+        if (
+            self.policy is not None
+            and self.transaction is None
+            and not self._note_by_policy(command, arguments)
+        ):
+            return
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
         elif (handler := _HANDLERS.get(name)) is not None:
@@ -266,6 +341,21 @@ class ClientConnection(OpenRequests):
             self._work(command, partial(GATHERED[name], self, arguments))
         else:
             self._relay_keyed(command, arguments, raw)
+
+    def _note_by_policy(self, command: Command, arguments: list[bytes]) -> bool:
+        """Let the session know of what goes to owners; False when it is answered here, because it is refused."""
+        policy = self.policy
+        assert policy is not None
+        if command.only_reads and command.has_keys and (refusal := policy.take_refusal()) is not None:
+            self._reply(command, refusal)
+            return False
+        session = policy.session
+        if session is not None:
+            if command.only_reads:
+                session.read_somewhere()
+            elif command.may_write or command.name == "EXEC":
+                session.wrote_somewhere()
+        return True
 
     def _relay_keyed(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
         """A command whose keys, found by its specifications, must share a slot; or one that any node can run."""
@@ -360,12 +450,80 @@ class ClientConnection(OpenRequests):
 
     async def _reset(self, reply: bytes) -> bytes:
         self.transaction = None
+        self.read_level = None
+        self.choose_policy()
         self._unwatch()
         if self.subscriptions is not None:
             self.subscriptions.close()
             self.subscriptions = None
         self._update_plain()
         return reply
+
+    # -- the proxy's own commands
+
+    def choose_policy(self, session: Session | None = None) -> None:
+        """Find out anew what reads get, from who chose what. ``session``: to go on with, if not the one there is."""
+        choice = self.server.level_choice(self.read_level, self._listener_level)
+        if is_strong(choice):
+            self.policy = None
+            return
+        if session is None and uses(choice, Level.SESSION):
+            session = self.policy.session if self.policy is not None else None
+            session = session or Session(self.exchange.replicas)
+        self.policy = ReadPolicy(choice, self.exchange.reads, self.resp, session)
+
+    def set_resp(self, resp: int) -> None:
+        super().set_resp(resp)
+        self.choose_policy()
+
+    def _steady(self, arguments: list[bytes]) -> None:
+        if (closed := answers.gate(self, None)) is not None:
+            self._reply(_QUIT, closed)
+            return
+        try:
+            asked = steady.parse(arguments)
+            if self.transaction is not None:
+                self.transaction.failed = True
+                name = arguments[0].upper().decode()
+                raise steady.SteadyError(f"ERR {name} is not run in a transaction; send it before MULTI")
+        except steady.SteadyError as problem:
+            self._reply(_QUIT, encode.error(str(problem)))
+            return
+        match asked:
+            case steady.AskLevel():
+                level = "auto" if self.read_level is None else str(self.read_level)
+                self._reply(_QUIT, encode.bulk(level.encode()))
+            case steady.SetLevel(level, token):
+                if token is None and (level is None or level.level is not Level.SESSION):
+                    self.read_level = level
+                    self.choose_policy()
+                    self._reply(_QUIT, encode.OK)
+                else:  # in a task, so that it comes after everything that is in flight
+                    self._work(_QUIT, partial(self._begin_session, level, token))
+            case steady.MakeToken():
+                self._work(_QUIT, self._make_token)
+            case steady.Explain(read):
+                self._work(_QUIT, partial(self._explain, read))
+            case _:
+                assert_never(asked)
+
+    async def _begin_session(self, level: ReadLevel | None, token: bytes | None) -> bytes:
+        if token is None:
+            session: Session | bytes = Session(self.exchange.replicas)
+        else:
+            deadline = trio.current_time() + self.exchange.deadline_seconds
+            session = await Session.of_token(token, self.exchange, deadline)
+        if isinstance(session, bytes):
+            return session
+        self.read_level = level
+        self.choose_policy(session)
+        return encode.OK
+
+    async def _make_token(self) -> bytes:
+        deadline = trio.current_time() + self.exchange.deadline_seconds
+        if self.policy is not None and self.policy.session is not None:
+            return await self.policy.session.token(self.exchange, deadline)
+        return await token_of_now(self.exchange, deadline)
 
     # -- transactions
 
@@ -424,9 +582,13 @@ class ClientConnection(OpenRequests):
         self.transaction = None
         self._update_plain()
         hash_slots = {item.hash_slot for item in transaction.queued if item.hash_slot >= 0}
+        refusal = self.policy.take_refusal() if self.policy is not None else None
         if transaction.failed:
             self._unwatch()
             self._reply(command, EXEC_ABORTED)
+        elif refusal is not None and any(item.command.only_reads for item in transaction.queued):
+            self._unwatch()
+            self._reply(command, refusal)
         elif watched is not None:
             if hash_slots - {watched.hash_slot}:
                 self._unwatch()

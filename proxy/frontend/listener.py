@@ -10,6 +10,7 @@ from proxy.frontend.server import Server
 from proxy.frontend.transport import TcpTransport
 from proxy.hub import READ, Endpoint, Hub
 from proxy.log import get_logger
+from routing.levels import ReadLevel
 from routing.topology import Address
 
 KEEPALIVE_SECONDS = 300  # as Redis: a client whose machine vanished, in a blocking command say, is noticed
@@ -23,13 +24,21 @@ log = get_logger(__name__)
 class Listener(Endpoint):
     """One address that services connect to."""
 
-    def __init__(self, hub: Hub, server: Server, exchange: Exchange, address: Address) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        server: Server,
+        exchange: Exchange,
+        address: Address,
+        level: ReadLevel | None = None,
+    ) -> None:
         self.hub = hub
         self.address = address
         self.interest = READ
         self._server = server
         self._exchange = exchange
         self._is_open = False
+        self._level = level  # that reads of its clients get who ask for none; None: auto
 
     def open(self) -> None:
         """Listen. Raises OSError; port 0 takes a free one, and ``address`` says which."""
@@ -70,7 +79,9 @@ class Listener(Endpoint):
             sock.close()
             return
         transport = TcpTransport(self.hub, sock)
-        client = ClientConnection(self._server, self._exchange, transport, str(peer), str(self.address))
+        client = ClientConnection(
+            self._server, self._exchange, transport, str(peer), str(self.address), self._level
+        )
         self._server.add(client)
         transport.open(client)
 

@@ -13,7 +13,10 @@ from proxy.frontend.answers import Connection, Totals
 from proxy.log import get_logger
 from proxy.protocol.requests import RequestLimits
 from proxy.settings import Settings
+from proxy.settings.reads import mode_level, read_rules
 from proxy.topology.service import Topology
+from routing.levels import Level, LevelChoice, ReadLevel
+from routing.mode import DEFAULT_MODE
 
 if TYPE_CHECKING:
     from proxy.frontend.client import ClientConnection
@@ -32,7 +35,6 @@ class Server:
         self.topology = topology
         self.run_id = secrets.token_hex(20)
         self.started_at = time.time()
-        self.adopt(settings)
         self.connections_total = 0
         self.rejected_total = 0
         self.error_replies = 0  # of the proxy's own making
@@ -41,14 +43,29 @@ class Server:
         self._next_id = 0
         self._closed_commands = self._closed_received = self._closed_sent = 0  # of clients that left
         self._rate_from = (time.monotonic(), 0)
+        self.mode = DEFAULT_MODE
+        self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
         """Go by ``settings`` from now on; a connection keeps the limits that it was made with."""
         self.settings = settings
+        self._rules = read_rules(settings)
+        self.adopt_mode(self.mode)
         self.request_limits = RequestLimits(
             request_bytes_max=settings.clients.request_bytes_max,
             bulk_bytes_max=settings.clients.request_bytes_max,
         )
+
+    def adopt_mode(self, mode: Level) -> None:
+        """Reads of level ``auto`` get this from now on."""
+        self.mode = mode
+        self._mode_level = mode_level(mode, self.settings)
+        for client in self.clients():
+            client.choose_policy()
+
+    def level_choice(self, asked: ReadLevel | None, listener_level: ReadLevel | None) -> LevelChoice:
+        """What the reads of a connection get that asked for ``asked``; None: for auto."""
+        return LevelChoice(asked, self._rules, listener_level, self._mode_level)
 
     @property
     def version(self) -> str:

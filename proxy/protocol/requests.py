@@ -110,6 +110,13 @@ def remember_simple(buffer: bytes, at: int, command: Command, argument_count: in
     _prefixes[prefix] = (command, argument_count)
 
 
+def key_of_simple(raw: bytes) -> bytes:
+    """The key of a frame that ``scan_simple`` took."""
+    line = raw.find(b"\r\n$", 5) + 3
+    end = raw.find(b"\r\n", line)
+    return raw[end + 2 : end + 2 + int(raw[line:end])]
+
+
 def parse_length(digits: bytes) -> int:
     """A canonical non-negative decimal, or -1 when it is anything else."""
     if not digits.isdigit() or len(digits) > 10 or (digits[0] == 48 and len(digits) > 1):

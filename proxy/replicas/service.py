@@ -10,7 +10,7 @@ a replica, and a replica that does not answer is left soon: its reads go to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import is_not, itemgetter
@@ -20,10 +20,10 @@ import trio
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import RESPS, Lane, Nodes
-from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, covers
+from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, SampleReader, covers
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
-from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Shard, TopologyView
+from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Role, Shard, TopologyView
 
 RESP_INDEX = {resp: index for index, resp in enumerate(RESPS)}
 LATENCY_WEIGHT = 0.2  # of the newest measurement in the moving average
@@ -50,6 +50,7 @@ class Replica:
         "latency_seconds",
         "mismatched",
         "node",
+        "reader",
         "reads_total",
         "sample",
         "shard",
@@ -69,6 +70,7 @@ class Replica:
         self.why_not = "it has not told its offset yet"
         self.connections: list[NodeConnection | None] = [None] * len(RESPS)  # by RESP_INDEX; ready or not
         self.latency_seconds: float | None = None  # moving average of a stamp's way there and back
+        self.reader = SampleReader()
         self.sample: Sample | None = None  # the newest
         self.stamp = NO_POINT  # of that sample
         self.stamped_at = 0.0  # Trio's clock, when the sample came
@@ -109,15 +111,33 @@ class Replica:
 class ShardReplicas:
     """A primary, the history of its offset, and its replicas. Equal only to itself: it ends with its primary."""
 
-    __slots__ = ("has_readable", "history", "is_gone", "primary", "replicas", "sample")
+    __slots__ = (
+        "has_readable",
+        "history",
+        "is_gone",
+        "left_empty",
+        "primary",
+        "reader",
+        "replicas",
+        "sample",
+    )
 
     def __init__(self, primary: Node) -> None:
         self.primary = primary
         self.replicas: tuple[Replica, ...] = ()
         self.has_readable = False
         self.history = OffsetHistory(HISTORY_SECONDS)
+        self.reader = SampleReader()
         self.sample: Sample | None = None  # the primary's newest
         self.is_gone = False  # its primary is none any more in the view
+        self.left_empty = False  # and owned no slot by then
+
+    @classmethod
+    def gone(cls, node_id: str) -> ShardReplicas:
+        """Stands for a shard whose primary, of this id, is none any more."""
+        shard = cls(Node(node_id, Address("", 0), Role.PRIMARY))
+        shard.is_gone = True
+        return shard
 
     def note(self, sample: Sample, asked_at: float) -> None:
         """The primary answered ``sample`` to a question that was sent after ``asked_at`` (Trio's clock)."""
@@ -129,9 +149,13 @@ class ShardReplicas:
         self.has_readable = any(replica.is_readable for replica in self.replicas)
 
     def choose(
-        self, resp: int, is_eligible: Callable[[Replica], bool] = lambda replica: True
+        self, resp: int, *, may_be_behind: bool = True, proven_since: float | None = None
     ) -> tuple[Replica, NodeConnection] | None:
-        """The replica that is to serve the next reads: in the zone, with the fewest replies owed, then the quickest."""
+        """The replica that is to serve the next reads: in the zone, with the fewest replies owed, then the quickest.
+
+        ``may_be_behind`` False: none of which it is known. ``proven_since``: its last stamp proved that it has
+        everything until then (Trio's clock), or something later.
+        """
         index = RESP_INDEX[resp]
         best: tuple[Replica, NodeConnection] | None = None
         best_rank: tuple[bool, int, float] = (True, 0, 0.0)
@@ -139,8 +163,12 @@ class ShardReplicas:
             connection = replica.connections[index]
             if not replica.is_readable or connection is None or not connection.ready:
                 continue
-            if not is_eligible(replica):
+            if replica.is_behind and not may_be_behind:
                 continue
+            if proven_since is not None:
+                until = self.history.proven_until(replica.stamp)
+                if until is None or until < proven_since:
+                    continue
             rank = (not replica.in_zone, len(connection.owed), replica.latency_seconds or 0.0)
             if best is None or rank < best_rank:
                 best, best_rank = (replica, connection), rank
@@ -248,6 +276,7 @@ class Replicas:
         for shard_id, gone in former.items():
             if self._shards.get(shard_id) is not gone:
                 gone.is_gone = True
+                gone.left_empty = gone not in self._of_owner
         self._of_shard = [*self._shards.values()]
         self._by_address = {replica.address: replica for replica in self.replicas()}
         for resp in self._resps:

@@ -12,6 +12,9 @@ from proxy.settings.values import (
     CrossSlotTransactions,
     HookSettings,
     ListenerSettings,
+    NodeZone,
+    ReadRuleSettings,
+    ReadSettings,
     Settings,
 )
 
@@ -23,5 +26,8 @@ __all__ = [
     "CrossSlotTransactions",
     "HookSettings",
     "ListenerSettings",
+    "NodeZone",
+    "ReadRuleSettings",
+    "ReadSettings",
     "Settings",
 ]

@@ -1,13 +1,13 @@
-"""What must hold of the hooks beyond the limits of single options. Pure: it looks at values and names problems."""
+"""What must hold of the hooks beyond the limits of single options. Pure: it looks at values and names faults."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from proxy.settings.fault import Fault
 from proxy.settings.positions import Path
 from proxy.settings.schema import did_you_mean, dotted
 from proxy.settings.values import HookSettings
@@ -19,28 +19,18 @@ _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 _KINDS = tuple(kind.value for kind in EventKind)
 
 
-@dataclass(frozen=True, slots=True)
-class HookProblem:
-    """One thing that is wrong with a hook."""
-
-    path: Path
-    value: object | None  # None: it may hold a secret and is not shown
-    message: str
-    also: Path = ()  # another option that has a part in it; without one at ``path`` it stands for the place
-
-
-def hook_problems(hooks: tuple[HookSettings, ...]) -> Iterator[HookProblem]:
+def hook_faults(hooks: tuple[HookSettings, ...]) -> Iterator[Fault]:
     """All that is wrong with them, in the order of the options."""
     index_of_name: dict[str, int] = {}
     for index, hook in enumerate(hooks):
         place: Path = ("hooks", index)
-        yield from _name_problems(hook, place, index_of_name)
+        yield from _name_faults(hook, place, index_of_name)
         index_of_name.setdefault(hook.name, index)
-        yield from _event_problems(hook, place)
-        yield from _shard_problems(hook, place)
-        yield from _target_problems(hook, place)
+        yield from _event_faults(hook, place)
+        yield from _shard_faults(hook, place)
+        yield from _target_faults(hook, place)
         if hook.retry_max_seconds < hook.retry_first_seconds:
-            yield HookProblem(
+            yield Fault(
                 (*place, "retry_max_seconds"),
                 hook.retry_max_seconds,
                 f"give at least retry_first_seconds, which is {hook.retry_first_seconds:g}",
@@ -48,47 +38,47 @@ def hook_problems(hooks: tuple[HookSettings, ...]) -> Iterator[HookProblem]:
             )
 
 
-def _name_problems(hook: HookSettings, place: Path, index_of_name: dict[str, int]) -> Iterator[HookProblem]:
+def _name_faults(hook: HookSettings, place: Path, index_of_name: dict[str, int]) -> Iterator[Fault]:
     path = (*place, "name")
     if not _NAME.fullmatch(hook.name):
         message = "give 1 to 64 lower-case letters, digits, - and _, a letter or digit first"
-        yield HookProblem(path, hook.name, message)
+        yield Fault(path, hook.name, message)
     elif (other := index_of_name.get(hook.name)) is not None:
         taken = ("hooks", other, "name")
-        yield HookProblem(path, hook.name, f"is taken by {dotted(taken)}; give another", also=taken)
+        yield Fault(path, hook.name, f"is taken by {dotted(taken)}; give another", also=taken)
 
 
-def _event_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
+def _event_faults(hook: HookSettings, place: Path) -> Iterator[Fault]:
     if not hook.events:
-        yield HookProblem((*place, "events"), [], 'give at least one kind; ["*"] means all')
+        yield Fault((*place, "events"), [], 'give at least one kind; ["*"] means all')
     for pattern in hook.events:
         if not any(fnmatchcase(kind, pattern) for kind in _KINDS):
             hint = did_you_mean(pattern, _KINDS) or f"; there are {', '.join(_KINDS)}"
-            yield HookProblem((*place, "events"), list(hook.events), f'"{pattern}" is no kind of event{hint}')
+            yield Fault((*place, "events"), list(hook.events), f'"{pattern}" is no kind of event{hint}')
 
 
-def _shard_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
+def _shard_faults(hook: HookSettings, place: Path) -> Iterator[Fault]:
     if hook.shard and not _NODE_ID.fullmatch(hook.shard):
-        yield HookProblem((*place, "shard"), hook.shard, "give a node id, or at least its first 4 digits")
+        yield Fault((*place, "shard"), hook.shard, "give a node id, or at least its first 4 digits")
 
 
-def _target_problems(hook: HookSettings, place: Path) -> Iterator[HookProblem]:
+def _target_faults(hook: HookSettings, place: Path) -> Iterator[Fault]:
     command, url = (*place, "command"), (*place, "url")
     if hook.command and hook.url:
-        yield HookProblem(url, None, "give either this or command, not both", also=command)
+        yield Fault(url, None, "give either this or command, not both", also=command)
     elif not hook.command and not hook.url:
-        yield HookProblem(command, [], "give a command or a url", also=url)
+        yield Fault(command, [], "give a command or a url", also=url)
     elif hook.url:
         if message := _url_fault(hook.url):
-            yield HookProblem(url, None, message)
+            yield Fault(url, None, message)
     elif not hook.command[0] or any("\0" in word for word in hook.command):
-        yield HookProblem(command, list(hook.command), "give a program first, and no NUL character")
+        yield Fault(command, list(hook.command), "give a program first, and no NUL character")
     authorization = (*place, "authorization")
     if hook.authorization and not hook.url:
-        yield HookProblem(authorization, None, "goes with a url; a command gets no header", also=command)
+        yield Fault(authorization, None, "goes with a url; a command gets no header", also=command)
     elif hook.authorization and not _HEADER_VALUE.fullmatch(hook.authorization):
         message = "give printable ASCII without a space at either end, as HTTP headers carry it"
-        yield HookProblem(authorization, None, message)
+        yield Fault(authorization, None, message)
 
 
 def _url_fault(url: str) -> str:

@@ -4,11 +4,11 @@ Precedence: command line over environment over file over default, option by opti
 is checked, also one that a stronger source replaces, and all problems are reported together.
 
 The environment variable of an option is its path in capitals with two underscores between its parts:
-``STEADYREAD_CLUSTER__SEEDS="10.0.0.1:7000,10.0.0.2:7000"``, ``STEADYREAD_LISTENERS__0__ADDRESS``. A list is
-written with commas. A list of addresses for ``listeners`` itself (``STEADYREAD_LISTENERS``) replaces all.
-``STEADYREAD_CONFIG`` names the file. What Kubernetes puts into the environment for a service that is called
-steadyread (``STEADYREAD_SERVICE_HOST``, ``STEADYREAD_PORT``, ...) is not a setting and is passed over, like what
-the proxy itself tells a hook's command.
+``STEADYREAD_CLUSTER__SEEDS="10.0.0.1:7000,10.0.0.2:7000"``, ``STEADYREAD_LISTENERS__0__ADDRESS``,
+``STEADYREAD_READS__RULES__0__PREFIX``. A list is written with commas. A list of addresses for ``listeners`` itself
+(``STEADYREAD_LISTENERS``) replaces all. ``STEADYREAD_CONFIG`` names the file. What Kubernetes puts into the
+environment for a service that is called steadyread (``STEADYREAD_SERVICE_HOST``, ``STEADYREAD_PORT``, ...) is not a
+setting and is passed over, like what the proxy itself tells a hook's command.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from enum import IntEnum
 from pathlib import Path as FilePath
 
-from proxy.settings.hooks import hook_problems
+from proxy.settings.hooks import hook_faults
 from proxy.settings.positions import Path, lines_of
+from proxy.settings.reads import read_faults
 from proxy.settings.schema import (
     ENVIRONMENT_PREFIX,
     Option,
@@ -278,7 +279,7 @@ class _Loading:
                     self._complain_unknown_text(origin, parts)
                     return
                 path = (*path, int(index))
-                entry = Table(entry.name, entry.kind, entry.meaning, False, entry.entries)
+                entry = replace(entry, is_array=False)
         if remaining:
             self._complain_unknown_text(origin, parts)
         elif isinstance(entry, Option):
@@ -315,20 +316,15 @@ class _Loading:
 
     def _check_arrays(self) -> None:
         """An index from the environment or the command line may add one table after another, with no gap."""
-        for name, entry in self._root.entries.items():
-            if not isinstance(entry, Table) or not entry.is_array:
-                continue
-            path: Path = (name,)
-            count = self._array_counts.get(path, entry.count_default)
-            for key in sorted((key for key in self._given if key[0] == name), key=lambda key: int(key[1])):
-                index = int(key[1])
+        for path, array in self._root.arrays():
+            count = self._array_counts.get(path, array.count_default)
+            depth = len(path)
+            below = [key for key in self._given if key[:depth] == path]
+            for key in sorted(below, key=lambda key: int(key[depth])):
+                index = int(key[depth])
                 if index > count:
-                    self._complain(
-                        self._given[key].origin,
-                        key,
-                        None,
-                        f"there is no {dotted((name, index - 1))} before it",
-                    )
+                    message = f"there is no {dotted((*path, index - 1))} before it"
+                    self._complain(self._given[key].origin, key, None, message)
                     continue
                 count = max(count, index + 1)
             self._array_counts[path] = count
@@ -412,9 +408,9 @@ class _Loading:
                 SECRET_SHOWN,
                 "give printable ASCII without spaces, as HTTP headers carry it",
             )
-        for problem in hook_problems(settings.hooks):
-            value = SECRET_SHOWN if problem.value is None else _shown(problem.value)
-            self._complain_together(problem.path, value, problem.message, also=problem.also)
+        for fault in [*hook_faults(settings.hooks), *read_faults(settings)]:
+            value = SECRET_SHOWN if fault.value is None else _shown(fault.value)
+            self._complain_together(fault.path, value, fault.message, also=fault.also)
         taken: dict[Address, Path] = {}
         ports = [
             (listener.address, ("listeners", i, "address")) for i, listener in enumerate(settings.listeners)
@@ -458,10 +454,10 @@ class _Loading:
         for given_path in (path, also):
             if given_path in self._given:
                 return self._given[given_path].origin
-        table = path[:2]
+        table = path[:-1]
         if table in self._table_origins:
             return self._table_origins[table]
-        beside = (given.origin for given_path, given in self._given.items() if given_path[:2] == table)
+        beside = (given.origin for given_path, given in self._given.items() if given_path[:-1] == table)
         return next(beside, DEFAULT_ORIGIN)
 
     def _complain_unknown(self, origin: Origin, table: Table, path: Path, value: object) -> None:

@@ -69,12 +69,18 @@ def _shown(values: _Values, path: Path) -> Plain:
 
 
 def _with_live_values(table: Table, old: Any, new: Any) -> Any:
-    """Arrays of tables stay as they are: which of the new tables an old one has become cannot be known."""
+    """An array of tables is replaced whole if all in it is live, else it stays whole.
+
+    Which of the new tables an old one has become cannot be known.
+    """
     values: dict[str, object] = {}
     for name, entry in table.entries.items():
         if isinstance(entry, Option):
             if entry.says.is_live:
                 values[name] = getattr(new, name)
-        elif not entry.is_array:
+        elif entry.is_array:
+            if entry.is_live:
+                values[name] = getattr(new, name)
+        else:
             values[name] = _with_live_values(entry, getattr(old, name), getattr(new, name))
     return replace(old, **values)

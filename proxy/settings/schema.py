@@ -6,20 +6,21 @@ Values come as TOML values or as text (environment, command line); both go throu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
 from proxy.settings.positions import Path
-from proxy.settings.values import Says
+from proxy.settings.values import NodeZone, Says
 from routing.topology import Address
 
 ENVIRONMENT_PREFIX = "STEADYREAD_"
 NO_COUNTS: Mapping[Path, int] = MappingProxyType({})
+Element = TypeVar("Element")
 
 
 class WrongElementError(ValueError):
@@ -35,7 +36,7 @@ class Option:
     """One value that can be set."""
 
     name: str
-    kind: object  # str, bool, int, float, Address, an Enum, tuple[Address, ...] or tuple[str, ...]
+    kind: object  # str, bool, int, float, Address, an Enum, or a tuple of str, Address or NodeZone
     says: Says
     default: object
 
@@ -75,6 +76,8 @@ class Option:
         kind = self.kind
         if kind is str and isinstance(given, str):
             if self.says.choices and given not in self.says.choices:
+                if reason := dict(self.says.not_offered).get(given):
+                    raise ValueError(f"{reason}; {self._wanted()}")
                 raise ValueError(self._wanted() + did_you_mean(given, self.says.choices))
             return given
         if kind is bool and isinstance(given, bool):
@@ -90,16 +93,20 @@ class Option:
                 raise ValueError(self._wanted())
             return number
         if kind is Address and isinstance(given, str):
-            return _parse_address(given, is_dialled=self.says.is_dialled)
+            return self._address(given)
         if kind == tuple[str, ...] and isinstance(given, list):
             for index, element in enumerate(given):
                 if not isinstance(element, str):
                     raise WrongElementError(index, "give a text in quotes")
             return tuple(given)
+        if kind == tuple[NodeZone, ...] and isinstance(given, list):
+            return tuple(self._element_at(index, element, self._zone) for index, element in enumerate(given))
         if get_origin(kind) is tuple and isinstance(given, list):
             if not given:
                 raise ValueError("give at least one address")
-            return tuple(self._address_at(index, element) for index, element in enumerate(given))
+            return tuple(
+                self._element_at(index, element, self._address) for index, element in enumerate(given)
+            )
         if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(given, str):
             choices = tuple(str(member.value) for member in kind)
             if given not in choices:
@@ -107,13 +114,22 @@ class Option:
             return kind(given)
         raise ValueError(self._wanted())
 
-    def _address_at(self, index: int, given: object) -> Address:
+    def _element_at(self, index: int, given: object, parse: Callable[[str], Element]) -> Element:
         if not isinstance(given, str):
             raise WrongElementError(index, self._wanted())
         try:
-            return _parse_address(given, is_dialled=self.says.is_dialled)
+            return parse(given)
         except ValueError as error:
             raise WrongElementError(index, str(error)) from None
+
+    def _address(self, text: str) -> Address:
+        return _parse_address(text, is_dialled=self.says.is_dialled)
+
+    def _zone(self, text: str) -> NodeZone:
+        address, _, zone = text.partition("=")
+        if not zone or not zone.isprintable() or zone != zone.strip():
+            raise ValueError('give HOST:PORT=ZONE, as in "10.0.0.1:6379=eu-west-1a"')
+        return NodeZone(self._address(address), zone)
 
     def _check_range(self, number: float) -> None:
         says = self.says
@@ -134,6 +150,8 @@ class Option:
             return 'give "HOST:PORT"'
         if kind == tuple[str, ...]:
             return "give a list of texts in quotes"
+        if kind == tuple[NodeZone, ...]:
+            return 'give a list of "HOST:PORT=ZONE"'
         if get_origin(kind) is tuple:
             return 'give a list of "HOST:PORT"'
         if isinstance(kind, type) and issubclass(kind, Enum):
@@ -162,10 +180,27 @@ class Table:
     is_array: bool
     entries: Mapping[str, Option | Table]
     count_default: int = 1  # of an array: how many tables there are when none is given
+    parents: tuple[str, ...] = ()  # the names of the tables that it is in, outermost first
 
     @property
     def header(self) -> str:
-        return f"[[{self.name}]]" if self.is_array else f"[{self.name}]"
+        name = ".".join([*self.parents, self.name])
+        return f"[[{name}]]" if self.is_array else f"[{name}]"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether all options in it are: then a reload may replace an array of them whole."""
+        return all(option.says.is_live for _, option in self.options())
+
+    def arrays(self, path: Path = ()) -> Iterator[tuple[Path, Table]]:
+        """The arrays of tables below, each with its path. There is none within another."""
+        for name, entry in self.entries.items():
+            if isinstance(entry, Table):
+                here = (*path, name)
+                if entry.is_array:
+                    yield here, entry
+                else:
+                    yield from entry.arrays(here)
 
     def options(
         self, path: Path = (), counts: Mapping[Path, int] = NO_COUNTS
@@ -183,8 +218,15 @@ class Table:
 
 
 @cache
-def table_of(kind: type, name: str = "", is_array: bool = False, count_default: int = 1) -> Table:
+def table_of(
+    kind: type,
+    name: str = "",
+    is_array: bool = False,
+    count_default: int = 1,
+    parents: tuple[str, ...] = (),
+) -> Table:
     """The schema of a settings dataclass."""
+    above = (*parents, name) if name else ()
     hints = get_type_hints(kind, include_extras=True)
     entries: dict[str, Option | Table] = {}
     for field in fields(kind):
@@ -196,10 +238,12 @@ def table_of(kind: type, name: str = "", is_array: bool = False, count_default: 
             entries[field.name] = Option(field.name, value_kind, says, field.default)
         elif get_origin(hint) is tuple:
             count = len(field.default) if field.default is not MISSING else 1
-            entries[field.name] = table_of(get_args(hint)[0], field.name, True, count)
+            if is_array:
+                raise TypeError(f"{kind.__name__}.{field.name}: an array within an array has no place here")
+            entries[field.name] = table_of(get_args(hint)[0], field.name, True, count, above)
         else:
-            entries[field.name] = table_of(hint, field.name)
-    return Table(name, kind, kind.__doc__ or "", is_array, MappingProxyType(entries), count_default)
+            entries[field.name] = table_of(hint, field.name, parents=above)
+    return Table(name, kind, kind.__doc__ or "", is_array, MappingProxyType(entries), count_default, parents)
 
 
 def dotted(path: Path) -> str:

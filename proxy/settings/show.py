@@ -13,7 +13,7 @@ from enum import Enum
 from proxy.settings.load import SECRET_SHOWN, Loaded, Problem
 from proxy.settings.positions import Path
 from proxy.settings.schema import Option, Table, dotted, table_of, variable_of
-from proxy.settings.values import Settings
+from proxy.settings.values import NodeZone, Settings
 from routing.timeline import Plain
 from routing.topology import Address
 
@@ -69,8 +69,8 @@ def options_of(settings: Settings) -> Iterator[tuple[Path, Option, object]]:
 
 
 def plain(value: object) -> Plain:
-    """A setting's value as JSON carries it: addresses and enums as their text."""
-    if isinstance(value, Address):
+    """A setting's value as JSON carries it: addresses, zones and enums as their text."""
+    if isinstance(value, Address | NodeZone):
         return str(value)
     if isinstance(value, Enum):
         return plain(value.value)

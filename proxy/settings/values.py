@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+from routing.levels import AUTO, Level
 from routing.slot import SLOT_COUNT
 from routing.topology import Address
 
@@ -23,6 +24,9 @@ class Says:
     above: float | None = None
     at_most: float | None = None
     choices: tuple[str, ...] = ()  # of a text; () means any text
+    not_offered: tuple[
+        tuple[str, str], ...
+    ] = ()  # what people may expect among the choices, and why it is not
     is_secret: bool = False  # never printed
     is_dialled: bool = False  # of addresses: connected to, so port 0 names nothing
     is_live: bool = False  # a reload changes it while the proxy runs; the others need a restart
@@ -38,10 +42,22 @@ DAY_SECONDS = 86_400.0
 DEFAULT_LISTENER_ADDRESS = Address("127.0.0.1", 7379)
 DEFAULT_ADMIN_ADDRESS = Address("127.0.0.1", 7380)
 DEFAULT_SEEDS = (Address("127.0.0.1", 7600),)
+OFFERED_LEVELS = tuple(level.value for level in Level if level is not Level.SNAPSHOT)
+SNAPSHOT_NOT_OFFERED = (Level.SNAPSHOT.value, "snapshot reads are not part of this version")
 EVENT_VARIABLES = (
     "STEADYREAD_EVENT_KIND",
     "STEADYREAD_EVENT_NUMBER",
 )  # what a hook's command gets; no settings
+
+
+class NodeZone(NamedTuple):
+    """The availability zone of the node that listens at ``address``."""
+
+    address: Address
+    zone: str
+
+    def __str__(self) -> str:
+        return f"{self.address}={self.zone}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,23 @@ class ListenerSettings:
             'Where to listen: "127.0.0.1:7379" for this machine alone, "0.0.0.0:7379" or "[::]:7379" for all.'
         ),
     ] = DEFAULT_LISTENER_ADDRESS
+    level: Annotated[
+        str,
+        Says(
+            "The consistency level of reads that come here, where neither their connection nor a rule for their "
+            'key names one. "auto" means that the routing mode decides.',
+            choices=(AUTO, *OFFERED_LEVELS),
+            not_offered=(SNAPSHOT_NOT_OFFERED,),
+        ),
+    ] = AUTO
+    max_staleness_seconds: Annotated[
+        float,
+        Says(
+            "With level bounded_staleness: how old the data may be. 0 means as old as [reads] says.",
+            at_least=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +238,131 @@ class CommandSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadRuleSettings:
+    """A consistency level for keys by how they begin, where a read's connection names none.
+
+    Of several rules that fit a key, the one with the longest prefix counts. Repeat the table for each further rule.
+    """
+
+    prefix: Annotated[
+        str,
+        Says(
+            "How the keys begin, in UTF-8. A hash tag is a part of the key like any other.",
+            is_live=True,
+        ),
+    ] = ""
+    level: Annotated[
+        str,
+        Says(
+            f"The level of reads of these keys: {', '.join(OFFERED_LEVELS)}.",
+            choices=OFFERED_LEVELS,
+            not_offered=(SNAPSHOT_NOT_OFFERED,),
+            is_live=True,
+        ),
+    ] = ""
+    max_staleness_seconds: Annotated[
+        float,
+        Says(
+            "With level bounded_staleness: how old the data may be. 0 means as old as [reads] says.",
+            at_least=0,
+            at_most=DAY_SECONDS,
+            is_live=True,
+        ),
+    ] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """Reads at replicas: what they must prove, which replicas are asked, and when one is not trusted."""
+
+    max_staleness_seconds: Annotated[
+        float,
+        Says(
+            "How old the data of level bounded_staleness may be, where the routing mode, a listener or a rule "
+            "chose that level and names no bound.",
+            above=0,
+            at_most=DAY_SECONDS,
+            is_live=True,
+        ),
+    ] = 1.0
+    settle_seconds: Annotated[
+        float,
+        Says(
+            "A slot that changed its owner is read at primaries only, for this long after.",
+            at_least=0,
+            at_most=DAY_SECONDS,
+            is_live=True,
+        ),
+    ] = 5.0
+    replica_timeout_seconds: Annotated[
+        float,
+        Says(
+            "A replica that has not replied after this time is left, and the primary gets its reads.",
+            above=0,
+            at_most=DAY_SECONDS,
+            is_live=True,
+        ),
+    ] = 0.25
+    sample_interval_seconds: Annotated[
+        float,
+        Says(
+            "Time between two questions to each node for its replication offset. The shorter it is, the fresher "
+            "a read of bounded_staleness can be proved to be.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 0.1
+    verify_interval_seconds: Annotated[
+        float,
+        Says(
+            "Time between two comparisons of a replica's keys with its primary's. 0 means only when it joins.",
+            at_least=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 30.0
+    verify_keys: Annotated[
+        int, Says("Keys drawn for one comparison of a replica with its primary.", at_least=1, at_most=1000)
+    ] = 16
+    quarantine_seconds: Annotated[
+        float,
+        Says(
+            "A replica with a key that differs from its primary's is not read for this long; then it has to "
+            "be verified again.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 60.0
+    zone: Annotated[
+        str,
+        Says(
+            'The availability zone that this proxy is in: replicas there are preferred. "" means no preference.',
+            is_live=True,
+        ),
+    ] = ""
+    zones: Annotated[
+        tuple[NodeZone, ...],
+        Says(
+            'The availability zones of nodes that do not tell theirs: ["10.0.0.1:6379=a", "10.0.0.2:6379=b"]. '
+            "What is said here counts more than what a node tells.",
+            is_dialled=True,
+            is_live=True,
+        ),
+    ] = ()
+    token_secret: Annotated[
+        str,
+        Says(
+            "What session tokens are signed with, the same at all proxies of a cluster. "
+            '"" means the password of the cluster or, where it has none, a secret that the topology store keeps.',
+            is_secret=True,
+        ),
+    ] = ""
+    token_secret_file: Annotated[
+        str, Says('A file that holds it, instead of `token_secret`. "" means none.')
+    ] = ""
+    rules: tuple[ReadRuleSettings, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """The topology store: the record of the shard map, its changes, and what operators did."""
 
@@ -323,6 +481,7 @@ class Settings:
     listeners: tuple[ListenerSettings, ...] = field(default_factory=lambda: (ListenerSettings(),))
     clients: ClientSettings = field(default_factory=ClientSettings)
     commands: CommandSettings = field(default_factory=CommandSettings)
+    reads: ReadSettings = field(default_factory=ReadSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 

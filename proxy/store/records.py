@@ -15,6 +15,7 @@ refused, because what it says beyond our knowledge could not be kept.
     replicas/NODE             the state of one replica
     snapshots/ID              one snapshot
     mode                      the routing mode
+    token-secret              what session tokens are signed with, where neither a setting nor a password gives it
     audit                     the number and hash of the newest audit record
     audit/N                   audit record N
     discoverer                who looks at the cluster for all; hangs on a lease
@@ -56,6 +57,7 @@ from routing.topology import UNOWNED, Address, Migration, MigrationKind, Node, R
 VERSION: Final = 1  # of the encodings below
 FAST: Final = 1  # of zlib's levels
 NODES_KEPT_MAX: Final = 4096  # decoded; more than the nodes of a cluster
+TOKEN_SECRET_BYTES: Final = 32  # as many as the signature's hash gives
 
 VIEW = "view"
 VIEWS = "views/"
@@ -69,6 +71,7 @@ MIGRATIONS = "migrations/"
 REPLICAS = "replicas/"
 SNAPSHOTS = "snapshots/"
 MODE = "mode"
+TOKEN_SECRET = "token-secret"
 AUDIT_HEAD = "audit"
 AUDIT = "audit/"
 DISCOVERER = "discoverer"
@@ -499,7 +502,7 @@ def renumbered(event: Event, number: int, seen_by: str) -> Event:
     return replace(event, number=number, seen_by=seen_by)
 
 
-# -- the routing mode and the audit log
+# -- the routing mode, the secret of tokens, and the audit log
 
 
 def pack_number(number: int) -> bytes:
@@ -535,6 +538,21 @@ def unpack_mode(value: bytes) -> ModeRecord:
         return ModeRecord(Level(name), at, who)
     except (ValueError, TypeError) as error:
         raise StoreRefusedError(f"the store's mode is damaged, or of a newer version: {error}") from error
+
+
+def pack_token_secret(secret: bytes) -> bytes:
+    """What session tokens are signed with, TOKEN_SECRET_BYTES of randomness."""
+    return pack(secret)
+
+
+def unpack_token_secret(value: bytes) -> bytes:
+    """Raises StoreRefusedError, whose text holds nothing of the secret."""
+    secret = unpack(value, "secret of session tokens")
+    if not isinstance(secret, bytes) or len(secret) != TOKEN_SECRET_BYTES:
+        raise StoreRefusedError(
+            f"the store's secret of session tokens is damaged: it is not {TOKEN_SECRET_BYTES} bytes"
+        )
+    return secret
 
 
 def pack_audit(record: AuditRecord) -> bytes:

@@ -456,6 +456,9 @@ class Keeper:
         elif LOOKED in newest and self._record is not None and self.topology.view is not self._taken_over:
             # An own look, or a MOVED of a node that was wrong: what the discoverer confirms since then counts.
             self._take_over(self._record, trio.current_time())
+        if LOOKED in newest and not self.is_discoverer:
+            # The view of who follows is confirmed by each look, also by one that changes nothing.
+            self.topology.looked_at = max(self.topology.looked_at, trio.current_time() - MOVED_SECONDS)
 
     def _on_discoverer(self, value: bytes | None) -> None:
         discoverer = "" if value is None else str(unpack(value, "discoverer"))

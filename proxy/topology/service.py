@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 import trio
 
@@ -28,6 +29,7 @@ class Topology:
         self.view: TopologyView = EMPTY_VIEW
         self.engine_version = ""  # the oldest that a node of the cluster named
         self.wanted = trio.Event()  # something does not fit the view: who keeps it should look soon
+        self.looked_at = -inf  # trio time: the view is of a look that began no earlier
         self._moved: dict[int, tuple[float, Address]] = {}  # slot -> (trio time, owner) by MOVED
         self._subscribers: dict[Subscriber, None] = {}  # in the order in which they came
         self._changed = trio.Event()
@@ -73,6 +75,7 @@ class Topology:
 
     def adopt(self, view: TopologyView, began: float) -> None:
         """Take a view over. What a MOVED said after ``began``, a trio time, is newer than the view, and stays."""
+        self.looked_at = max(self.looked_at, began)
         if moved := self.moved_since(began):
             view = with_all_moved(view, moved)
         if not view.says_the_same_as(self.view):

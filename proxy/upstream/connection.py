@@ -122,6 +122,11 @@ class NodeConnection(Endpoint):
             self.queue(waiter)
         return waiter
 
+    def discard_next(self, first: int, count: int) -> None:
+        """The replies from ``first`` on, 0 being the next, are not wanted by who asked: read and drop ``count``."""
+        for index in range(first, first + count):
+            self.owed[index] = Discard(self.owed[index].raw)
+
     # -- sending
 
     def flush(self) -> None:

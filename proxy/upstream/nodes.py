@@ -64,7 +64,7 @@ class Nodes:
         self.overdue_total = 0
         self._nursery = nursery
         self._lanes = lanes
-        self._deadline_seconds = request_deadline_seconds
+        self.deadline_seconds = request_deadline_seconds
         # node -> RESP version -> what ends its keepers; empty until they are started
         self._keepers: dict[Address, dict[int, list[trio.CancelScope]]] = {}
         self._unstarted: deque[tuple[Address, int, list[trio.CancelScope]]] = deque()
@@ -128,9 +128,9 @@ class Nodes:
             for first in range(0, len(connections), WATCHED_PER_STEP):
                 now = trio.current_time()
                 for connection in connections[first : first + WATCHED_PER_STEP]:
-                    if not connection.is_closed and connection.overdue(now, self._deadline_seconds):
+                    if not connection.is_closed and connection.overdue(now, self.deadline_seconds):
                         self.overdue_total += 1
-                        connection.close(f"no reply within {self._deadline_seconds:g} s")
+                        connection.close(f"no reply within {self.deadline_seconds:g} s")
                 await trio.lowlevel.checkpoint()
 
     async def _start_keepers(self) -> None:
@@ -198,7 +198,7 @@ class Nodes:
                 del self._connections[key]
                 self.notify(address)  # a node that returned before this took it up again
             try:
-                with trio.move_on_after(self._deadline_seconds):
+                with trio.move_on_after(self.deadline_seconds):
                     while connection.owed:
                         await trio.sleep(WATCH_SECONDS)
             finally:

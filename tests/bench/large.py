@@ -38,6 +38,7 @@ from proxy.frontend.subscriptions import CHANNEL, Subscriptions
 from proxy.hub import Endpoint, Hub
 from proxy.log import configure
 from proxy.protocol.encode import command
+from proxy.replicas.service import ReplicaOptions, Replicas
 from proxy.settings import Settings
 from proxy.store.records import pack_nodes, unpack_nodes
 from proxy.topology.service import Topology
@@ -233,11 +234,14 @@ class Plane:
         dialer = QuietDialer(self.hub, "", "", 1.0, 1 << 26)
         self.topology = Topology()
         self.nodes = Nodes(dialer, nursery, 5.0)
+        self.replica_nodes = Nodes(dialer, nursery, 5.0, lanes=(Lane.READ,))
+        self.replicas = Replicas(self.replica_nodes, self.topology, ReplicaOptions())
         self.exchange = Exchange(
             self.hub,
             self.nodes,
             self.topology,
             PrivateConnections(dialer, 100),
+            self.replicas,
             nursery,
             request_deadline_seconds=5.0,
             script_cache_bytes_max=1 << 20,

@@ -162,21 +162,27 @@ class Testbed:
             prefill(port, range(KEY_COUNT))
         return ports
 
-    def cluster(self) -> list[int]:
-        """Start a prefilled cluster of primaries. Returns their ports."""
+    def cluster(self, *, with_replicas: bool = False) -> list[int]:
+        """Start a prefilled cluster of primaries, each with a replica if wanted. Returns the primaries' ports."""
         ports, bus_ports = [], []
-        for number in range(PRIMARIES):
+        for number in range(PRIMARIES * (2 if with_replicas else 1)):
             bus_ports.append(free_port())
             options = ["--cluster-enabled", "yes", "--cluster-port", str(bus_ports[-1])]
             ports.append(self.server(f"node-{number}", *options))
+        ports, replica_ports = ports[:PRIMARIES], ports[PRIMARIES:]
         bounds = [SLOT_COUNT * number // PRIMARIES for number in range(PRIMARIES + 1)]
         for number, port in enumerate(ports):
             _expect_ok(port, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             _expect_ok(port, "CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
-        for port, bus_port in zip(ports[1:], bus_ports[1:], strict=True):
+        everyone = [*ports, *replica_ports]
+        for port, bus_port in zip(everyone[1:], bus_ports[1:], strict=True):
             _expect_ok(ports[0], "CLUSTER", "MEET", "127.0.0.1", port, bus_port)
-        for port in ports:
-            wait_until(partial(_is_complete, port), f"node {port} to see the whole cluster")
+        for port in everyone:
+            wait_until(partial(_is_complete, port, len(everyone)), f"node {port} to see the whole cluster")
+        for port, replica_port in zip(ports, replica_ports, strict=bool(replica_ports)):
+            node_id = ask(port, "CLUSTER", "MYID").split(b"\r\n")[1].decode()
+            _expect_ok(replica_port, "CLUSTER", "REPLICATE", node_id)
+            wait_until(partial(_is_following, replica_port), f"node {replica_port} to follow {port}")
         indexes: list[list[int]] = [[] for _ in ports]
         for index in range(KEY_COUNT):
             slot = slot_of(key_at(index))
@@ -290,9 +296,13 @@ def _expect_ok(port: int, *parts: str | int) -> None:
         raise BenchmarkError(f"{parts} answered {reply!r}")
 
 
-def _is_complete(port: int) -> bool:
+def _is_complete(port: int, node_count: int) -> bool:
     info = ask(port, "CLUSTER", "INFO")
-    return b"cluster_state:ok" in info and b"cluster_known_nodes:%d\r" % PRIMARIES in info
+    return b"cluster_state:ok" in info and b"cluster_known_nodes:%d\r" % node_count in info
+
+
+def _is_following(port: int) -> bool:
+    return b"master_link_status:up" in ask(port, "INFO", "replication")
 
 
 def prefill(port: int, indexes: Iterable[int]) -> None:

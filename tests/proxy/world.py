@@ -23,6 +23,7 @@ from proxy.frontend.server import Server
 from proxy.hub import Hub
 from proxy.protocol.replies import decode, end_of_reply
 from proxy.protocol.requests import RequestLimits, RequestParser
+from proxy.replicas.service import ReplicaOptions, Replicas
 from proxy.settings import ClientSettings, Settings
 from proxy.topology.service import Topology
 from proxy.upstream.connect import ConnectError, Dialer
@@ -236,18 +237,25 @@ class World:
         node_count: int,
         settings: Settings,
         unsent_bytes_max: int = 64 * 1024 * 1024,
+        replicas: int = 0,
     ) -> None:
         self.hub = Hub()
         self.nodes = tuple(FakeNode(index) for index in range(node_count))
-        dialer = FakeDialer(self.hub, "", "", 1.0, unsent_bytes_max, self.nodes)
+        # Of the first primary the first ones, and so on.
+        self.replica_nodes = tuple(FakeNode(100 + index) for index in range(node_count * replicas))
+        self.replicas_each = replicas
+        dialer = FakeDialer(self.hub, "", "", 1.0, unsent_bytes_max, nodes=(*self.nodes, *self.replica_nodes))
         self.topology = Topology()
         self.upstreams = Nodes(dialer, nursery, DEADLINE_SECONDS)
         self.private = PrivateConnections(dialer, 100)
+        self.replica_upstreams = Nodes(dialer, nursery, DEADLINE_SECONDS, lanes=(Lane.READ,))
+        self.replicas = Replicas(self.replica_upstreams, self.topology, ReplicaOptions(settle_seconds=5.0))
         self.exchange = Exchange(
             self.hub,
             self.upstreams,
             self.topology,
             self.private,
+            self.replicas,
             nursery,
             request_deadline_seconds=DEADLINE_SECONDS,
             script_cache_bytes_max=1 << 20,
@@ -264,7 +272,7 @@ class World:
         seen = TopologyView(
             revision=0,
             epoch=1,
-            shards=tuple(map(Shard, nodes)),
+            shards=tuple(Shard(node, self._replicas_of(index)) for index, node in enumerate(nodes)),
             shard_of_slot=tuple(self.owners),
             migrations=tuple(
                 Migration((slot,), self.nodes[source].id, self.nodes[target].id, MigrationKind.STEPWISE)
@@ -272,6 +280,13 @@ class World:
             ),
         )
         self.topology.adopt(seen, trio.current_time())
+
+    def _replicas_of(self, index: int) -> tuple[Node, ...]:
+        first = index * self.replicas_each
+        return tuple(
+            Node(node.id, node.address, Role.REPLICA, self.nodes[index].id)
+            for node in self.replica_nodes[first : first + self.replicas_each]
+        )
 
     def client(self) -> Client:
         client = Client(self)
@@ -299,6 +314,10 @@ class World:
                 for node in self.nodes
                 for lane in Lane
                 if node.accepts
+            ) and all(
+                self.replica_upstreams.connection(node.address, 2, Lane.READ) is not None
+                for node in self.replica_nodes
+                if node.accepts
             ):
                 return
             await trio.sleep(0.05)
@@ -307,12 +326,12 @@ class World:
     def close(self) -> None:
         for client in self.clients:
             client.connection.close("end of test")
-        for connection in list(self.upstreams.connections()):
+        for connection in [*self.upstreams.connections(), *self.replica_upstreams.connections()]:
             connection.close("end of test")
         self.private.close_idle()
         for connection in list(self.private._in_use):
             connection.close("end of test")
-        for node in self.nodes:
+        for node in (*self.nodes, *self.replica_nodes):
             node.lose()
         self.hub.close()
 

@@ -18,10 +18,11 @@ from proxy.frontend.server import Server
 from proxy.hub import Hub
 from proxy.protocol.encode import bulk, command, error, integer
 from proxy.protocol.replies import decode, end_of_reply
+from proxy.replicas.service import ReplicaOptions, Replicas
 from proxy.settings import ClientSettings, Settings
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
-from proxy.upstream.nodes import Nodes
+from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.slot import SLOT_COUNT, slot_of
 from routing.topology import Address, Node, Role, Shard, TopologyView
@@ -141,6 +142,7 @@ class World:
             self.shared,
             self.topology,
             self.private,
+            Replicas(Nodes(dialer, nursery, deadline_seconds, (Lane.READ,)), self.topology, ReplicaOptions()),
             nursery,
             request_deadline_seconds=deadline_seconds,
             script_cache_bytes_max=0,

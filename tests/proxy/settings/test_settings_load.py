@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.settings import CrossSlotTransactions, HookSettings, ListenerSettings, Settings
+from proxy.settings import (
+    CrossSlotTransactions,
+    HookSettings,
+    ListenerSettings,
+    NodeZone,
+    ReadRuleSettings,
+    Settings,
+)
 from proxy.settings.load import Loaded, Origin, Override, Problem, SettingsError, load
 from proxy.settings.schema import table_of, variable_of
 from proxy.settings.show import toml_of
@@ -22,6 +29,9 @@ VARIABLES = [variable_of(path) for path, _ in table_of(Settings).options()] + [
     "STEADYREAD___",
     "STEADYREAD_LISTENERS__1__ADDRESS",
     "STEADYREAD_LISTENERS__x",
+    "STEADYREAD_READS__RULES",
+    "STEADYREAD_READS__RULES__1__PREFIX",
+    "STEADYREAD_READS__RULES__0",
 ]
 
 
@@ -126,6 +136,47 @@ def test_hooks_are_read_from_file_and_from_text(tmp_path: Path) -> None:
     assert loaded(tmp_path, text, environment={"STEADYREAD_HOOKS": ""}).settings.hooks == ()
     variables = {"STEADYREAD_HOOKS__0__NAME": "c", "STEADYREAD_HOOKS__0__COMMAND": "notify, -q"}
     assert load(environment=variables).settings.hooks == (HookSettings(name="c", command=("notify", "-q")),)
+
+
+def test_rules_are_read_from_file_and_from_text(tmp_path: Path) -> None:
+    """A table within [reads]: none by default, each by its index, and a gap is named."""
+    (tmp_path / "secret").write_text("s3cret\n")
+    text = (
+        '[reads]\nzones = ["h:1=a", "[::1]:2=b=c"]\ntoken_secret_file = "secret"\n'
+        '[[reads.rules]]\nprefix = "cache:"\nlevel = "eventual"\n'
+        '[[reads.rules]]\nprefix = "feed:"\nlevel = "bounded_staleness"\nmax_staleness_seconds = 2\n'
+    )
+    reads = loaded(tmp_path, text).settings.reads
+    assert reads.rules == (
+        ReadRuleSettings("cache:", "eventual"),
+        ReadRuleSettings("feed:", "bounded_staleness", 2.0),
+    )
+    assert reads.zones == (NodeZone(Address("h", 1), "a"), NodeZone(Address("::1", 2), "b=c"))
+    assert reads.token_secret == "s3cret"
+    variables = {
+        "STEADYREAD_READS__RULES__1__LEVEL": "session",
+        "STEADYREAD_READS__RULES__2__PREFIX": "cart:",
+        "STEADYREAD_READS__RULES__2__LEVEL": "strong",
+        "STEADYREAD_READS__ZONES": "h:1=a,[::1]:2=b=c",
+    }
+    text = text.replace("max_staleness_seconds = 2\n", "")
+    mixed = loaded(tmp_path, text, environment=variables)
+    assert [(rule.prefix, rule.level) for rule in mixed.settings.reads.rules] == [
+        ("cache:", "eventual"),
+        ("feed:", "session"),
+        ("cart:", "strong"),
+    ]
+    assert mixed.settings.reads.zones == reads.zones
+    assert str(mixed.origin_of(("reads", "rules", 1, "prefix"))) == f"{tmp_path / 'steadyread.toml'}:8"
+    assert loaded(tmp_path, text, environment={"STEADYREAD_READS__RULES": ""}).settings.reads.rules == ()
+    replaced = {"STEADYREAD_READS__RULES": "a:", "STEADYREAD_READS__RULES__0__LEVEL": "session"}
+    assert loaded(tmp_path, text, environment=replaced).settings.reads.rules == (
+        ReadRuleSettings("a:", "session"),
+    )
+    assert problems(tmp_path, environment={"STEADYREAD_READS__RULES__1__PREFIX": "a"}) == [
+        "environment STEADYREAD_READS__RULES__1__PREFIX: reads.rules[1].prefix: "
+        "there is no reads.rules[0] before it"
+    ]
 
 
 def test_what_a_hook_gets_is_no_setting() -> None:
@@ -295,6 +346,67 @@ x = 1
             "FILE:4: hooks[0].retry_max_seconds = 60.0: give at least retry_first_seconds, which is 90",
         ),
         (
+            "[[listeners]]\nlevel = 'snapshot'\n",
+            'FILE:2: listeners[0].level = "snapshot": snapshot reads are not part of this version; '
+            'give one of "auto", "strong", "caught_up", "bounded_staleness", "session", "eventual"',
+        ),
+        (
+            "[[listeners]]\nlevel = 'caughtup'\n",
+            'FILE:2: listeners[0].level = "caughtup": give one of "auto", "strong", "caught_up", '
+            '"bounded_staleness", "session", "eventual"; did you mean "caught_up"?',
+        ),
+        (
+            "[[listeners]]\nlevel = 'session'\nmax_staleness_seconds = 2\n",
+            "FILE:3: listeners[0].max_staleness_seconds = 2.0: "
+            'goes with level "bounded_staleness" only, and the level here is "session"',
+        ),
+        (
+            "[reads]\nzones = ['h:1=a',\n'h:2']\n",
+            'FILE:3: reads.zones[1] = "h:2": give HOST:PORT=ZONE, as in "10.0.0.1:6379=eu-west-1a"',
+        ),
+        ("[reads]\nzones = ['h=a']\n", 'FILE:2: reads.zones[0] = "h=a": give HOST:PORT, as in'),
+        ("[reads]\nzones = ['h:0=a']\n", 'FILE:2: reads.zones[0] = "h:0=a": give a port from 1 to 65535'),
+        ("[reads]\nzones = ['h:1= ']\n", 'FILE:2: reads.zones[0] = "h:1= ": give HOST:PORT=ZONE'),
+        ("[reads]\nzones = 'h:1=a'\n", 'FILE:2: reads.zones = "h:1=a": give a list of "HOST:PORT=ZONE"'),
+        (
+            "[reads]\nzones = ['h:1=a', 'h:1=b']\n",
+            'FILE:2: reads.zones[1] = "h:1=b": has its zone from reads.zones[0]; give each node once',
+        ),
+        (
+            "[reads.rules]\nlevel = 'strong'\n",
+            "FILE:1: reads.rules: is a list of tables; write [[reads.rules]]",
+        ),
+        ("[[reads.rule]]\nlevel = 'strong'\n", 'FILE:1: reads.rule: unknown setting; did you mean "rules"?'),
+        (
+            "[[reads.rules]]\nlevel = 'strong'\n",
+            'FILE:1: reads.rules[0].prefix = "": give how the keys begin',
+        ),
+        (
+            "[reads]\nzone = 'a'\n[[reads.rules]]\nprefix = 'a'\nlevel = 'strong'\n[[reads.rules]]\nprefix = 'b'\n",
+            'FILE:6: reads.rules[1].level = "": give the level that reads of these keys get',
+        ),
+        (
+            "[[reads.rules]]\nprefix = 'a'\nlevel = 'auto'\n",
+            'FILE:3: reads.rules[0].level = "auto": give one of "strong", "caught_up", "bounded_staleness", ',
+        ),
+        (
+            "[[reads.rules]]\nprefix = 'a'\nlevel = 'snapshot'\nmax_staleness_seconds = 3\n",
+            'FILE:3: reads.rules[0].level = "snapshot": snapshot reads are not part of this version; ',
+        ),
+        (
+            "[[reads.rules]]\nprefix = 'a'\nlevel = 'strong'\nmax_staleness_seconds = 3\n",
+            "FILE:4: reads.rules[0].max_staleness_seconds = 3.0: "
+            'goes with level "bounded_staleness" only, and the level here is "strong"',
+        ),
+        (
+            "[[reads.rules]]\nprefix = 'a'\nlevel = 'bounded_staleness'\nmax_staleness_seconds = -1\n",
+            "FILE:4: reads.rules[0].max_staleness_seconds = -1: give a number of seconds, at least 0",
+        ),
+        (
+            "[[reads.rules]]\nprefix = 'a'\nlevel = 'strong'\n[[reads.rules]]\nprefix = 'a'\nlevel = 'session'\n",
+            'FILE:5: reads.rules[1].prefix = "a": is taken by reads.rules[0].prefix; give another',
+        ),
+        (
             '[admin]\ntoken = "a b"\n',
             "FILE:2: admin.token = (set): give printable ASCII without spaces, as HTTP headers carry it",
         ),
@@ -371,6 +483,7 @@ def test_loopback_needs_no_token(host: str) -> None:
         '[[hooks]]\nname = "a"\nurl = "http://h/"\nauthorization = ["hunter2"]',
         'passwords = ["hunter2"]',
         '[users]\npassword = "hunter2"',
+        '[reads]\ntoken_secret = ["hunter2"]',
         'cluster = [{ password = "hunter2" }]',
         'cluster = "redis://me:hunter2@h:1"',
     ],

@@ -13,6 +13,8 @@ from proxy.settings import (
     CommandSettings,
     CrossSlotTransactions,
     ListenerSettings,
+    ReadRuleSettings,
+    ReadSettings,
     Settings,
 )
 from proxy.settings.load import load
@@ -42,6 +44,14 @@ def test_the_live_settings_are_these() -> None:
         "clients.unsent_bytes_hard_max",
         "clients.request_bytes_max",
         "clients.idle_timeout_seconds",
+        "reads.max_staleness_seconds",
+        "reads.settle_seconds",
+        "reads.replica_timeout_seconds",
+        "reads.zone",
+        "reads.zones",
+        "reads.rules.0.prefix",
+        "reads.rules.0.level",
+        "reads.rules.0.max_staleness_seconds",
     }
 
 
@@ -62,8 +72,32 @@ def test_what_differs_is_named_with_both_values() -> None:
 
 def test_a_table_that_came_or_went_is_named_too() -> None:
     more = replace(OLD, listeners=(*OLD.listeners, LISTENER))
-    assert changes(OLD, more) == (Changed("listeners[1].address", None, "127.0.0.1:9001", is_live=False),)
-    assert changes(more, OLD) == (Changed("listeners[1].address", "127.0.0.1:9001", None, is_live=False),)
+    values = {"address": "127.0.0.1:9001", "level": "auto", "max_staleness_seconds": 0.0}
+    assert changes(OLD, more) == tuple(
+        Changed(f"listeners[1].{name}", None, value, is_live=False) for name, value in values.items()
+    )
+    assert changes(more, OLD) == tuple(
+        Changed(f"listeners[1].{name}", value, None, is_live=False) for name, value in values.items()
+    )
+
+
+def test_rules_for_prefixes_are_replaced_whole() -> None:
+    """A table of listeners stays, because its address is not live; rules come, go and change places at once."""
+    rules = (ReadRuleSettings("a:", "eventual"), ReadRuleSettings("b:", "session"))
+    old = replace(OLD, reads=ReadSettings(rules=rules))
+    new = replace(
+        OLD, reads=ReadSettings(rules=rules[1:]), listeners=(replace(LISTENER, level="eventual"), LISTENER)
+    )
+    in_effect = applied(old, new)
+    assert in_effect.reads.rules == rules[1:]
+    assert in_effect.listeners == OLD.listeners
+    assert {changed.setting for changed in changes(old, in_effect)} == {
+        "reads.rules[0].prefix",
+        "reads.rules[0].level",
+        "reads.rules[1].prefix",
+        "reads.rules[1].level",
+        "reads.rules[1].max_staleness_seconds",
+    }
 
 
 def test_no_secret_is_shown() -> None:

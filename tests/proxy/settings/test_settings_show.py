@@ -5,6 +5,7 @@ import string
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,12 +18,16 @@ from proxy.settings import (
     CrossSlotTransactions,
     HookSettings,
     ListenerSettings,
+    NodeZone,
+    ReadRuleSettings,
+    ReadSettings,
     Settings,
 )
 from proxy.settings.load import Loaded, Override, load
 from proxy.settings.schema import table_of
 from proxy.settings.show import facts_of, toml_of
-from proxy.settings.values import LOG_LEVELS
+from proxy.settings.values import LOG_LEVELS, OFFERED_LEVELS
+from routing.levels import AUTO, Level
 from routing.topology import Address
 
 hosts = st.text(string.ascii_lowercase + string.digits + ".-", min_size=1) | st.just("::1")
@@ -55,6 +60,40 @@ hooks = st.builds(
     timeout_seconds=durations,
     attempts_max=counts,
 )
+bounds = st.floats(0, 86_400)
+
+
+def bounded(kind: Any, levels: tuple[str, ...], **rest: Any) -> Any:
+    """Settings of ``kind`` with a level, and with a bound where the level takes one."""
+    return st.builds(
+        lambda level, bound, **rest: kind(
+            level=level,
+            max_staleness_seconds=bound if level == Level.BOUNDED_STALENESS.value else 0.0,
+            **rest,
+        ),
+        level=st.sampled_from(levels),
+        bound=bounds,
+        **rest,
+    )
+
+
+zones = st.builds(
+    NodeZone, addresses, st.text(string.ascii_letters + string.digits + "-=, é", min_size=1).map(str.strip)
+).filter(lambda each: each.zone != "")
+rules = bounded(ReadRuleSettings, OFFERED_LEVELS, prefix=words)
+reads = st.builds(
+    ReadSettings,
+    max_staleness_seconds=durations,
+    settle_seconds=bounds,
+    replica_timeout_seconds=durations,
+    sample_interval_seconds=durations,
+    verify_interval_seconds=bounds,
+    verify_keys=st.integers(1, 1000),
+    quarantine_seconds=durations,
+    zone=st.text(),
+    zones=st.lists(zones, max_size=3, unique_by=lambda each: each.address).map(tuple),
+    rules=st.lists(rules, max_size=3, unique_by=lambda rule: rule.prefix).map(tuple),
+)
 all_settings = (
     st.lists(addresses, min_size=2, max_size=5, unique=True)
     .flatmap(
@@ -72,13 +111,19 @@ all_settings = (
                 unsent_bytes_max=counts,
                 private_connections_max=st.integers(0, 10**9),
             ),
-            listeners=st.just(tuple(ListenerSettings(port) for port in ports[1:])),
+            listeners=st.tuples(
+                *(
+                    bounded(ListenerSettings, (AUTO, *OFFERED_LEVELS), address=st.just(port))
+                    for port in ports[1:]
+                )
+            ),
             clients=clients,
             commands=st.builds(
                 CommandSettings,
                 cross_slot_transactions=st.sampled_from(CrossSlotTransactions),
                 script_cache_bytes_max=st.integers(0, 10**30),
             ),
+            reads=reads,
             admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
             hooks=st.lists(hooks, max_size=3, unique_by=lambda hook: hook.name).map(tuple),
         )
@@ -97,7 +142,8 @@ def test_shown_settings_load_to_the_same(settings: Settings) -> None:
 
 def test_every_option_is_shown_with_its_meaning() -> None:
     """A table and an explanation for each field there is, so that none is forgotten."""
-    text = toml_of(Loaded(Settings(hooks=(HookSettings(),)), {}))
+    with_tables = Settings(reads=ReadSettings(rules=(ReadRuleSettings(),)), hooks=(HookSettings(),))
+    text = toml_of(Loaded(with_tables, {}))
     document = tomllib.loads(text)
     lines = text.split("\n")
     for path, option in table_of(Settings).options():
@@ -117,6 +163,19 @@ def test_without_a_hook_an_example_is_shown_as_a_comment() -> None:
         text[text.index("# [[hooks]]") :].replace("\n# ", "\n").replace("# [[", "[[").replace("\n#\n", "\n")
     )
     assert tomllib.loads(example)["hooks"][0]["attempts_max"] == HookSettings().attempts_max
+
+
+def test_a_table_within_a_table_is_shown_under_its_whole_name() -> None:
+    """Without a rule as a comment, to start from; with rules, each with its own values."""
+    assert "\n# [[reads.rules]]\n#\n# # How the keys begin" in toml_of(load())
+    rules = (ReadRuleSettings("a:", "eventual"), ReadRuleSettings("b:", "bounded_staleness", 0.5))
+    shown = Loaded(Settings(reads=ReadSettings(rules=rules)), {})
+    written = tomllib.loads(toml_of(shown))["reads"]["rules"]
+    assert [rule["prefix"] for rule in written] == ["a:", "b:"]
+    [fact] = [fact for fact in facts_of(shown) if fact["setting"] == "reads.rules[1].max_staleness_seconds"]
+    assert fact["value"] == 0.5
+    assert fact["environment"] == "STEADYREAD_READS__RULES__1__MAX_STALENESS_SECONDS"
+    assert fact["live"]
 
 
 def test_origins_are_shown(tmp_path: Path) -> None:
@@ -143,10 +202,11 @@ def test_no_secret_is_shown() -> None:
         cluster=dataclasses.replace(Settings().cluster, password="hunter2"),
         clients=dataclasses.replace(Settings().clients, password="hunter2"),
         admin=dataclasses.replace(Settings().admin, token="hunter2"),
+        reads=ReadSettings(token_secret="hunter2"),
         hooks=(HookSettings(authorization="hunter2"),),
     )
     text = toml_of(Loaded(settings, {}))
     assert "hunter2" not in text
-    assert text.count('= "(set)"  # default') == 4
+    assert text.count('= "(set)"  # default') == 5
     assert "hunter2" not in str(facts_of(Loaded(settings, {})))
     assert "password" not in tomllib.loads(text)["cluster"]

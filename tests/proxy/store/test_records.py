@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.store.interface import StoreRefusedError
 from proxy.store.records import (
+    TOKEN_SECRET_BYTES,
     VERSION,
     ViewRecord,
     anomaly_content,
@@ -27,6 +28,7 @@ from proxy.store.records import (
     pack_replica,
     pack_snapshot,
     pack_timeline,
+    pack_token_secret,
     pack_view,
     unpack,
     unpack_event,
@@ -34,6 +36,7 @@ from proxy.store.records import (
     unpack_replica,
     unpack_snapshot,
     unpack_timeline,
+    unpack_token_secret,
     unpack_view,
 )
 from routing.anomalies import Anomaly, AnomalyKind, AnomalyState
@@ -176,6 +179,7 @@ TIMELINES = st.builds(
         tuple
     ),
 )
+SECRET = b"topsecret".ljust(TOKEN_SECRET_BYTES, b".")
 
 
 # -- what is written is read as it was
@@ -238,6 +242,19 @@ def test_snapshots(record: SnapshotRecord) -> None:
     assert unpack_snapshot(pack_snapshot(record)) == record
 
 
+@given(st.binary(min_size=TOKEN_SECRET_BYTES, max_size=TOKEN_SECRET_BYTES))
+def test_secrets_of_tokens(secret: bytes) -> None:
+    assert unpack_token_secret(pack_token_secret(secret)) == secret
+
+
+@pytest.mark.parametrize("damaged", [SECRET[1:], SECRET * 2, SECRET.decode(), [SECRET], {SECRET: 1}])
+def test_a_refused_secret_is_not_told(damaged: Any) -> None:
+    for value in (pack(damaged), pack(damaged)[:-1], SECRET, msgpack.packb([VERSION + 1, SECRET])):
+        with pytest.raises(StoreRefusedError) as raised:
+            unpack_token_secret(value)
+        assert "topsecret" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "content", [None, 7, [], ["x"] * 7, ["x"] * 8, [1, "serving", 1.0, "", None, 1, [], ""]]
 )
@@ -287,6 +304,7 @@ CODECS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
         lambda value: migration_of(unpack(value, "migration")),
     ),
     "timeline": (pack_timeline(TIMELINE), unpack_timeline),
+    "token secret": (pack_token_secret(SECRET), unpack_token_secret),
 }
 
 

@@ -1,0 +1,574 @@
+"""Reads at replicas: collected in a turn, sent with a question that proves them, and otherwise asked at the owner.
+
+    a turn's reads of one shard and level ─▶ a group
+      caught_up, or a session that needs one: the primary is asked for its offset, the floor; one question for all
+        groups of the shard; the reads wait for it
+      ─▶ a replica: INFO replication and the reads, in one pipeline
+      ─▶ the stamp, which comes first, is judged for each group: proven, or its reads go to the owner at once
+      ─▶ each reply: handed out if it is proven and shows that the key is there, else asked at the owner
+
+Why the replies of a proven group are as fresh as their level says
+- caught_up: the floor is asked after the read has arrived, so it includes every write that was acknowledged before.
+  The replica answers in order, so what it reads is at least as new as the stamp, and the stamp covers the floor.
+- bounded_staleness: the stamp covers the offset that the primary had at a known time. Replies that come in a later
+  turn than their stamp are judged by the clock again.
+- session: the floor includes what the session wrote, and what it read through any other connection.
+- eventual: nothing is proven, and nothing promised.
+
+Why one client's reads stay in order. A client with reads in a group is held (``hold_until_drained``) until they are
+answered, so its next command sees all of them done. Within a group, its reads of one key go to one connection, in
+order. If one of them goes to the owner, so does each later one of the same slot: else it could be older.
+
+What goes to the owner is an ordinary slot of its client from then on, with everything that ``open_requests`` does for
+one. A reply that the replica still owes for it is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from math import inf
+from typing import Protocol
+
+import trio
+
+from proxy.exchange.failures import internal_fault
+from proxy.exchange.routes import KINDS, Routes
+from proxy.hub import Hub
+from proxy.log import get_logger
+from proxy.metrics import Histogram
+from proxy.protocol.encode import command as encoded
+from proxy.replicas.service import Replica, Replicas, ShardReplicas
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
+from proxy.upstream.reply_slot import Slot
+from routing.levels import Level, ReadLevel
+from routing.offsets import Point, Sample, SampleError, covers
+
+INFO_REPLICATION = encoded("INFO", "replication")
+STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+
+log = get_logger(__name__)
+
+
+class Refusal(StrEnum):  # a key that hashes fast
+    """Why a read that could have been served by a replica went to its owner. The values are for metrics."""
+
+    IN_FLUX = "in_flux"  # its slot is moving, or moved lately, or has no owner
+    NOT_READABLE = "not_readable"  # no replica of the shard is
+    COMMAND = "command"  # it is not read at replicas
+    IN_FLIGHT = "in_flight"  # it follows the client's own requests that are on their way to the primary
+    NO_FLOOR = "no_floor"  # the primary did not tell its offset
+    KNOWN_BEHIND = "known_behind"  # the replicas were behind, and have not proved more since
+    BEHIND = "behind"  # the stamp is short of the floor
+    OTHER_HISTORY = "other_history"  # the stamp counts in another history than the floor
+    TOO_OLD = "too_old"  # the stamp proves an age over the bound
+    SYNCING = "syncing"  # the replica is being sent the whole data set
+    NO_STAMP = "no_stamp"  # the replica answered the question with an error
+    LOST = "lost"  # the connection to the replica ended
+
+
+class Asked:
+    """One level in one RESP version, as reads ask for it, with what became of them. One object for equal ones."""
+
+    __slots__ = (
+        "at_owner",
+        "at_replica",
+        "bound",
+        "is_eventual",
+        "is_session",
+        "kind",
+        "level",
+        "needs_floor",
+        "resp",
+    )
+
+    def __init__(self, level: ReadLevel, resp: int) -> None:
+        self.level = level
+        self.resp = resp
+        self.kind = KINDS[resp][Lane.READ]
+        self.needs_floor = level.level in (Level.CAUGHT_UP, Level.SESSION)
+        self.is_session = level.level is Level.SESSION
+        self.is_eventual = level.level is Level.EVENTUAL
+        self.bound = level.max_staleness_seconds if level.level is Level.BOUNDED_STALENESS else inf
+        self.at_replica = 0  # replies handed out
+        self.at_owner = 0
+
+
+class ReadSlot(Slot):
+    """What is read: a client's slot, or the part of an MGET. Its own reply counts as long as it is in no group."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def leave_group(self) -> None:
+        """From now on its reply comes from the owner."""
+
+    @abstractmethod
+    def lacks(self, reply: bytes) -> bool:
+        """Whether the reply may come from a node that does not have what is read."""
+
+    @abstractmethod
+    def answer(self, reply: bytes) -> None:
+        """Take ``reply`` as it is."""
+
+    @abstractmethod
+    def wait_for_owner(self) -> None:
+        """Its owner takes no request at the moment: go there as soon as that can be."""
+
+
+class SessionFloors(Protocol):
+    """What a group needs of a session: see ``proxy.exchange.sessions``."""
+
+    def floor_of(self, shard: ShardReplicas) -> Point | None:
+        """What its next read must show; None when the primary has to be asked."""
+
+    def line_of(self, shard: ShardReplicas) -> NodeConnection | None:
+        """Over which it read last: another replica may be behind this one."""
+
+    def on_floor(self, shard: ShardReplicas, sample: Sample) -> bytes | None:
+        """The primary's sample, asked after all that the session did; an error reply when it cannot go on."""
+
+    def on_served(self, shard: ShardReplicas, connection: NodeConnection) -> None:
+        """Its reads are served over this connection to a replica."""
+
+    def on_owner(self, shard: ShardReplicas) -> None:
+        """A read of it goes to the owner, which is newer than any stamp."""
+
+
+class ReadGroup:
+    """Reads of one shard in one turn that are proved together."""
+
+    __slots__ = (
+        "asked",
+        "asked_at",
+        "connection",
+        "floor",
+        "is_plain",
+        "is_returned",
+        "judged_in",
+        "proven_until",
+        "reads",
+        "returned",
+        "service",
+        "session",
+        "shard",
+    )
+
+    def __init__(
+        self, service: ReplicaReads, shard: ShardReplicas, asked: Asked, session: SessionFloors | None
+    ) -> None:
+        self.service = service
+        self.shard = shard
+        self.asked = asked
+        self.session = session
+        self.reads: list[ReadSlot] = []
+        self.floor: Point | None = None
+        self.asked_at = 0.0  # Trio's clock, before the floor was asked
+        self.connection: NodeConnection | None = (
+            None  # that a session has to go on with, if it has no new floor
+        )
+        self.is_plain = True  # a reply that shows that its key is there counts without another look
+        self.is_returned = False  # all its reads went to the owner
+        self.judged_in = 0  # the turn in which the stamp came
+        self.proven_until = inf  # Trio's clock: after it the replies are older than the bound
+        self.returned: set[tuple[int, int]] | None = None  # (client, slot) of reads that went to the owner
+
+
+class FloorQuestion(Slot):
+    """Asks a primary for its offset, for all groups that wait for it."""
+
+    __slots__ = ("asked_at", "groups", "hash_slot", "raw", "reads", "requester", "shard")
+
+    def __init__(
+        self, reads: ReplicaReads, shard: ShardReplicas, groups: Sequence[ReadGroup], asked_at: float
+    ) -> None:
+        self.raw = INFO_REPLICATION
+        self.hash_slot = -1
+        self.requester = None
+        self.reads = reads
+        self.shard = shard
+        self.groups = groups
+        self.asked_at = asked_at
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        self.reads.on_floor(self, reply)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        self.reads.on_no_floor(self)
+
+
+class StampQuestion(Slot):
+    """Asks a replica what it has applied, before the reads that follow on the same connection."""
+
+    __slots__ = ("asked_at", "groups", "hash_slot", "raw", "reads", "replica", "requester")
+
+    def __init__(self, reads: ReplicaReads, replica: Replica, asked_at: float) -> None:
+        self.raw = INFO_REPLICATION
+        self.hash_slot = -1
+        self.requester = None
+        self.reads = reads
+        self.replica = replica
+        self.groups: list[ReadGroup] = []
+        self.asked_at = asked_at
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        self.reads.on_stamp(self, reply, connection)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        """Its reads are lost with it, and each says so."""
+
+
+class Confirmation(Slot):
+    """A read that a replica answered with what may be an absence, asked at the owner."""
+
+    __slots__ = ("hash_slot", "raw", "reads", "requester", "slot")
+
+    def __init__(self, reads: ReplicaReads, slot: ReadSlot) -> None:
+        self.reads = reads
+        self.slot = slot
+        self.raw = slot.raw
+        self.hash_slot = slot.hash_slot
+        self.requester = slot.requester
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        if not self.slot.lacks(reply):
+            self.reads.nils_prevented_total += 1
+        self.slot.on_reply(reply, connection)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        self.slot.on_lost(sent, connection)
+
+
+class ReplicaReads:
+    """All that is on its way to replicas. One per proxy; flushed by the hub at the end of a turn."""
+
+    def __init__(self, hub: Hub, replicas: Replicas, routes: Routes) -> None:
+        self.hub = hub
+        self.replicas = replicas
+        self.routes = routes
+        self.of_slot = replicas.of_slot
+        self.dirty = False
+        self.used_at = -inf  # Trio's clock, when reads were last sent to replicas
+        self.strong_total = 0  # reads of level strong
+        self.confirmed_total = 0  # replies that could mean absence
+        self.nils_prevented_total = 0  # of those, when the owner had the key
+        self.floors_total = 0  # questions to primaries
+        self.stamps_total = 0  # questions to replicas
+        self.refusals: Counter[Refusal] = Counter()
+        self.staleness = Histogram(STALENESS_BUCKETS)  # of reads at replicas, when their stamp came: at most
+        self._asked: dict[tuple[ReadLevel, int], Asked] = {}
+        self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}  # that are not on their way
+        self._flushing = self._groups
+        self._asking: set[ShardReplicas] = set()  # whose primary owes a floor: new reads wait for the next
+
+    def asked(self, level: ReadLevel, resp: int) -> Asked:
+        """The object that stands for this level in this RESP version."""
+        found = self._asked.get((level, resp))
+        if found is None:
+            found = self._asked[level, resp] = Asked(level, resp)
+        return found
+
+    def all_asked(self) -> Iterable[Asked]:
+        return self._asked.values()
+
+    def group(self, shard: ShardReplicas, asked: Asked, session: SessionFloors | None = None) -> ReadGroup:
+        """The group that leaves at the end of this turn. A read that is put into it has its client held until then."""
+        key = (shard, session or asked)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = ReadGroup(self, shard, asked, session)
+            if not self.dirty:
+                self.dirty = True  # not ``touched``, which outside a turn would flush before the read is in
+                self.hub.dirty.append(self)
+        return group
+
+    # -- the turn's end
+
+    def flush(self) -> None:
+        groups = self._flushing = self._groups
+        self._groups = {}
+        self.used_at = now = trio.current_time()
+        waiting: dict[ShardReplicas, list[ReadGroup]] = {}
+        ready: dict[ShardReplicas, list[ReadGroup]] = {}
+        for key, group in groups.items():
+            if not group.reads:  # an MGET that went elsewhere after all
+                continue
+            if group.session is not None:
+                self._prepare(group)
+            if not group.asked.needs_floor or group.floor is not None:
+                ready.setdefault(group.shard, []).append(group)
+            elif group.shard in self._asking:
+                self._groups[key] = group  # who reads meanwhile joins it: one more question serves all
+            else:
+                waiting.setdefault(group.shard, []).append(group)
+        for shard, those in waiting.items():
+            self._ask_floor(shard, those, now)
+        for shard, those in ready.items():
+            self._send(shard, those, now)
+
+    def on_fault(self, error: Exception) -> None:
+        """A bug in ``flush``: nobody may wait for ever."""
+        for group in self._flushing.values():
+            self._refuse(group, internal_fault("flush"))
+
+    def _prepare(self, group: ReadGroup) -> None:
+        """Take over what the session knows; it goes on with the replica that it read at, or gets a new floor."""
+        session = group.session
+        assert session is not None
+        group.floor = session.floor_of(group.shard)
+        group.connection = session.line_of(group.shard)
+        if group.connection is not None and self._readable_at(group.shard, group.connection) is None:
+            group.floor = group.connection = None
+
+    def _readable_at(self, shard: ShardReplicas, connection: NodeConnection) -> Replica | None:
+        """The replica behind a connection, if it can be read now and is not known to be behind."""
+        for replica in shard.replicas:
+            if connection in replica.connections:
+                return replica if replica.is_readable and connection.ready and not replica.is_behind else None
+        return None
+
+    # -- floors
+
+    def _ask_floor(self, shard: ShardReplicas, groups: Sequence[ReadGroup], now: float) -> None:
+        connection = self.routes.node(shard.primary.address, 2, Lane.READ)
+        if connection is None:
+            self.return_groups(groups, Refusal.NO_FLOOR)
+            return
+        self.floors_total += 1
+        self._asking.add(shard)
+        connection.queue(FloorQuestion(self, shard, groups, now))
+
+    def on_no_floor(self, question: FloorQuestion) -> None:
+        """The primary did not answer."""
+        self._asked_for(question.shard)
+        self.return_groups(question.groups, Refusal.NO_FLOOR)
+
+    def _asked_for(self, shard: ShardReplicas) -> None:
+        """The primary owes no floor any more: ask for those who came meanwhile."""
+        self._asking.discard(shard)
+        if self._groups:
+            self.hub.touched(self)
+
+    def on_floor(self, question: FloorQuestion, reply: bytes) -> None:
+        """The primary answered: now the replicas can be asked for more than that."""
+        shard = question.shard
+        self._asked_for(shard)
+        try:
+            sample = shard.reader.sample_of(reply)
+        except SampleError as error:
+            log.warning("no_floor", node=shard.primary.address, reason=error)
+            self.return_groups(question.groups, Refusal.NO_FLOOR)
+            return
+        if not sample.is_primary:  # it was deposed, and the view does not say so yet
+            self.routes.refresh_soon()
+            self.return_groups(question.groups, Refusal.NO_FLOOR)
+            return
+        shard.note(sample, question.asked_at)
+        going = []
+        for group in question.groups:
+            if group.session is not None:
+                refusal = group.session.on_floor(shard, sample)
+                if refusal is not None:
+                    self._refuse(group, refusal)
+                    continue
+            group.asked_at = question.asked_at
+            group.connection = None
+            if group.is_returned:  # only the session's own proof was missing: see on_stamp
+                self._return_all(group)
+                continue
+            group.floor = sample.point
+            going.append(group)
+        self._send(shard, going, trio.current_time())
+
+    def _refuse(self, group: ReadGroup, reply: bytes) -> None:
+        for slot in group.reads:
+            slot.answer(reply)
+
+    # -- stamps
+
+    def _send(self, shard: ShardReplicas, groups: Sequence[ReadGroup], now: float) -> None:
+        """Send each group to a replica, behind one question for all groups that go the same way."""
+        stamps: dict[NodeConnection, StampQuestion] = {}
+        for group in groups:
+            asked = group.asked
+            found: tuple[Replica, NodeConnection] | None
+            if group.connection is not None:
+                replica = self._readable_at(shard, group.connection)
+                found = None if replica is None else (replica, group.connection)
+            elif asked.is_eventual:
+                found = shard.choose(asked.resp)
+            elif asked.bound != inf:
+                found = shard.choose(asked.resp, proven_since=now - asked.bound)
+            else:
+                found = shard.choose(asked.resp, may_be_behind=False)
+            if found is None:
+                known = Refusal.KNOWN_BEHIND if shard.has_readable else Refusal.NOT_READABLE
+                self.return_groups((group,), known)
+                continue
+            replica, connection = found
+            if not asked.is_eventual:
+                stamp = stamps.get(connection)
+                if stamp is None:
+                    stamp = stamps[connection] = StampQuestion(self, replica, now)
+                    self.stamps_total += 1
+                    connection.queue(stamp)
+                stamp.groups.append(group)
+            replica.reads_total += len(group.reads)
+            if group.session is not None:
+                group.session.on_served(shard, connection)
+            connection.queue_all(group.reads)
+
+    def on_stamp(self, question: StampQuestion, reply: bytes, connection: NodeConnection) -> None:
+        """The replica answered: its groups' replies come next. Those that it does not prove go to the owner now.
+
+        The replies to those reads are still owed, right behind the stamp: they are read and dropped.
+        """
+        replica = question.replica
+        now = trio.current_time()
+        try:
+            sample = replica.reader.sample_of(reply)
+        except SampleError as error:
+            log.info("no_stamp", node=replica.address, reason=error)
+            connection.discard_next(0, sum(len(group.reads) for group in question.groups))
+            self.return_groups(question.groups, Refusal.NO_STAMP)
+            return
+        replica.note(sample, question.asked_at, now)
+        is_short = False
+        first = 0  # of the group's reads, among what the connection owes
+        for group in question.groups:
+            count = len(group.reads)
+            refusal = self._judge(group, sample, now)
+            first += count
+            if refusal is None:
+                group.judged_in = self.hub.turns_total
+                continue
+            connection.discard_next(first - count, count)
+            is_short = is_short or refusal is Refusal.BEHIND
+            if refusal is Refusal.OTHER_HISTORY and group.session is not None and group.asked_at == 0.0:
+                # The primary may have begun a new history without what the session wrote: it is asked first.
+                group.is_returned = True
+                self.refusals[refusal] += len(group.reads)
+                self._ask_floor(group.shard, (group,), now)
+            else:
+                self.return_groups((group,), refusal)
+        if is_short:
+            replica.is_behind = True
+            self.stamps_total += 1
+            connection.queue(StampQuestion(self, replica, now))  # often it takes but a moment
+
+    def _judge(self, group: ReadGroup, sample: Sample, now: float) -> Refusal | None:
+        """Whether ``sample``, asked before the group's reads on their connection, proves what they asked for."""
+        if sample.is_syncing:
+            return Refusal.SYNCING
+        if group.asked.bound != inf:
+            until = group.shard.history.proven_until(sample.point)
+            if until is None:
+                return (
+                    Refusal.OTHER_HISTORY
+                    if sample.point.replid != group.shard.history.replid
+                    else Refusal.TOO_OLD
+                )
+            if now - until > group.asked.bound:
+                return Refusal.TOO_OLD
+            group.proven_until = until + group.asked.bound
+            group.is_plain = False
+            self.staleness.observe(now - until, len(group.reads))
+            return None
+        floor = group.floor
+        assert floor is not None
+        if not covers(sample.point, floor):
+            return Refusal.BEHIND if sample.point.replid == floor.replid else Refusal.OTHER_HISTORY
+        if group.asked_at:
+            self.staleness.observe(now - group.asked_at, len(group.reads))
+        return None
+
+    def _is_too_old(self, group: ReadGroup) -> bool:
+        """Whether a reply that comes now, in a later turn than its stamp, is older than its bound."""
+        return self.hub.turns_total != group.judged_in and trio.current_time() > group.proven_until
+
+    # -- to the owner
+
+    def return_groups(self, groups: Iterable[ReadGroup], refusal: Refusal) -> None:
+        """Have the owner serve all reads of these groups, in their order."""
+        for group in groups:
+            self.refusals[refusal] += len(group.reads)
+            if group.is_returned:  # it had its reads held back for the session's proof, which did not come
+                self._refuse(group, UNPROVEN)
+            else:
+                self._return_all(group)
+
+    def _return_all(self, group: ReadGroup) -> None:
+        group.is_returned = True
+        group.asked.at_owner += len(group.reads)
+        if group.session is not None:
+            group.session.on_owner(group.shard)
+        for slot in group.reads:
+            self._to_owner(slot, slot, group.asked.kind)
+
+    def consider(self, group: ReadGroup, slot: ReadSlot, reply: bytes) -> None:
+        """A reply that needs a look: it may mean absence, or come too late, or follow one that went to the owner."""
+        if slot.lacks(reply):
+            self.confirmed_total += 1
+            self._return_read(group, slot, Confirmation(self, slot))
+        elif group.returned is not None and (id(slot.requester), slot.hash_slot) in group.returned:
+            self._return_read(group, slot, slot)
+        elif group.proven_until != inf and self._is_too_old(group):
+            self.refusals[Refusal.TOO_OLD] += 1
+            self._return_read(group, slot, slot)
+        else:
+            group.asked.at_replica += 1
+            slot.answer(reply)
+
+    def lose(self, group: ReadGroup, slot: ReadSlot) -> None:
+        """The connection to the replica ended."""
+        self.refusals[Refusal.LOST] += 1
+        self._return_read(group, slot, slot)
+
+    def _return_read(self, group: ReadGroup, slot: ReadSlot, queued: Slot) -> None:
+        """Have the owner serve one read, and each later one of its client on the same slot."""
+        if group.returned is None:
+            group.returned = set()
+            group.is_plain = False
+        group.returned.add((id(slot.requester), slot.hash_slot))
+        group.asked.at_owner += 1
+        if group.session is not None:
+            group.session.on_owner(group.shard)
+        self._to_owner(queued, slot, group.asked.kind)
+
+    def _to_owner(self, queued: Slot, slot: ReadSlot, kind: int) -> None:
+        """Queue ``queued``, which stands for ``slot``, at the owner if it can be; else its client sees to it."""
+        slot.leave_group()
+        requester = slot.requester
+        if requester is None or requester.is_closed:
+            return
+        route = self.routes.of_slot[slot.hash_slot][kind]
+        if isinstance(route, NodeConnection) and route.ready:
+            route.queue(queued)
+        else:
+            slot.wait_for_owner()
+
+
+UNPROVEN = b"-NOTREADY the primary did not tell whether it has what this session wrote; try again\r\n"
+
+
+# Replies that a key which is not there may get: nil, zero, nothing, "none"; TTL's -1 and -2; arrays of only these.
+_NOTHING = rb"\$-1|\*-1|_|:0|:-1|:-2|#f|\+none|,-?0|\$0\r\n|[*%~]0"
+_ABSENCE = re.compile(rb"(?:[*%~][0-9]+\r\n)?(?:(?:" + _NOTHING + rb")\r\n)+", re.DOTALL)
+
+
+def could_mean_absence(reply: bytes) -> bool:
+    """Whether the reply to a command on one key may come from a node that does not have the key; errors may, too.
+
+    A key is on a node as a whole. So a reply with anything in it that a missing key cannot give shows that the key is
+    there, and what else is missing in it is missing in the key.
+    """
+    return reply[0] == 45 or _ABSENCE.fullmatch(reply) is not None
+
+
+def lacks_a_value(reply: bytes) -> bool:
+    """Whether the reply to MGET may lack a key. Errs on the side of asking: a value may hold such bytes."""
+    return reply[0] == 45 or b"$-1\r\n" in reply or b"_\r\n" in reply
