@@ -10,7 +10,7 @@ a replica, and a replica that does not answer is left soon: its reads go to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from operator import is_not, itemgetter
