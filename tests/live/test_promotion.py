@@ -27,7 +27,8 @@ from routing.timeline import TimelineLimits
 from tests.live.conftest import engine_named
 
 ENGINES = ["redis-7.0", "valkey-9.1"]
-READABLE_SECONDS = 1.5  # from the first look at the cluster, under writes
+READABLE_SECONDS = 1.0  # from the first look at the cluster, under writes
+SLACK_SECONDS = 2.0  # for a busy test machine
 QUARANTINE_SECONDS = 0.4
 OPTIONS = MonitorOptions(
     sample_interval_seconds=0.05,
@@ -65,7 +66,9 @@ class Watching:
             while not any(of is node and new is stage for of, _, new, _ in self.changes):
                 await trio.sleep(0.005)
             return
-        raise AssertionError(f"{node} is not {stage.value} after {seconds} s: {self.changes}")
+        told = [(str(of), new.value, reason) for of, _, new, reason in self.changes]
+        why_not = self.replica(node).why_not
+        raise AssertionError(f"{node} is not {stage.value} after {seconds} s: {why_not}; {told}")
 
 
 @asynccontextmanager
@@ -147,13 +150,14 @@ async def test_replicas_prove_themselves_under_writes_and_again_after_each_reset
 async def _become_readable(seen: Watching) -> None:
     stages = [Stage.SYNCING, Stage.CAUGHT_UP, Stage.VERIFIED, Stage.READABLE]
     for node in seen.cluster.replicas:
-        await seen.wait_stage(node, Stage.READABLE, READABLE_SECONDS)
+        await seen.wait_stage(node, Stage.READABLE, READABLE_SECONDS + SLACK_SECONDS)
         assert [stage for stage, _ in seen.told(node)] == stages
         assert seen.replica(node).is_readable
         assert seen.replica(node).verified_at is not None
-    await trio.sleep(2 * OPTIONS.verify_interval_seconds)
-    assert not seen.changes  # they are compared again, and stay readable
-    assert seen.monitor.comparisons_total >= 4
+    with trio.fail_after(2 * OPTIONS.verify_interval_seconds + SLACK_SECONDS):
+        while seen.monitor.comparisons_total < 6:
+            await trio.sleep(0.01)
+    assert not seen.changes  # they were compared again, and stay readable
 
 
 async def _differ(seen: Watching) -> None:
@@ -163,7 +167,8 @@ async def _differ(seen: Watching) -> None:
         await seen.wait_stage(node, Stage.QUARANTINED)
         assert seen.replica(node).mismatched == (b"still-set",)
         assert not seen.replica(node).is_readable
-        assert '"still-set"' in seen.told(node)[-1][1]
+        reasons = {reason for stage, reason in seen.told(node) if stage is Stage.QUARANTINED}
+        assert reasons == {'key "still-set" differed from its primary\'s'}
     await trio.sleep(QUARANTINE_SECONDS + 0.3)
     for node in seen.cluster.replicas:
         assert Stage.READABLE not in [stage for stage, _ in seen.told(node)]  # the key was asked again
@@ -186,9 +191,10 @@ async def _freeze(seen: Watching) -> None:
     seen.cluster.stop_process(node)
     try:
         await seen.wait_stage(node, Stage.JOINING)
-        at = seen.replica(other).stamped_at
-        await trio.sleep(0.2)
-        assert seen.replica(other).stamped_at >= at + 0.1
+        at = trio.current_time() + 2 * OPTIONS.sample_interval_seconds
+        with trio.fail_after(SLACK_SECONDS):
+            while seen.replica(other).stamped_at < at:
+                await trio.sleep(0.01)
         assert seen.told(other) == []
     finally:
         seen.cluster.cont(node)
@@ -205,6 +211,7 @@ async def _synchronise_fully(seen: Watching) -> None:
         seen.cluster.stop_process(node)
         try:
             await to_primary.call("CONFIG", "SET", "repl-backlog-size", 16 * 1024)
+            await to_primary.call("SET", "last", "before the data set that is sent")
             await to_primary.call("CLIENT", "KILL", "TYPE", "replica")
             for _ in range(20):
                 await to_primary.call("SETRANGE", "large", 0, "x" * 100_000)
