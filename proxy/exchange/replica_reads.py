@@ -252,7 +252,6 @@ class ReplicaReads:
         self.routes = routes
         self.of_slot = replicas.of_slot
         self.dirty = False
-        self.used_at = -inf  # Trio's clock, when reads were last sent to replicas
         self.strong_total = 0  # reads of level strong
         self.confirmed_total = 0  # replies that could mean absence
         self.nils_prevented_total = 0  # of those, when the owner had the key
@@ -291,7 +290,7 @@ class ReplicaReads:
     def flush(self) -> None:
         groups = self._flushing = self._groups
         self._groups = {}
-        self.used_at = now = trio.current_time()
+        self.replicas.used_at = now = trio.current_time()
         waiting: dict[ShardReplicas, list[ReadGroup]] = {}
         ready: dict[ShardReplicas, list[ReadGroup]] = {}
         for key, group in groups.items():

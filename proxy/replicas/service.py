@@ -10,9 +10,10 @@ a replica, and a replica that does not answer is left soon: its reads go to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, compress
+from math import inf
 from operator import is_not, itemgetter, ne
 
 import trio
@@ -182,10 +183,13 @@ class Replicas:
 
     def __init__(self, nodes: Nodes, topology: Topology, options: ReplicaOptions) -> None:
         self.of_slot: list[ShardReplicas | None] = [None] * SLOT_COUNT  # changed in place
+        self.used_at = -inf  # Trio's clock, when reads were last sent to replicas
         self.map_version = 0  # counts the changes of any slot's owner
         self.nodes = nodes
         self.topology = topology
         self.options = options
+        # A connection to one of them ended, perhaps with its process. Called at once, must not block.
+        self.on_connection_lost: Callable[[Replica], None] = lambda replica: None
         self._resps = [2]  # the RESP versions in use
         self._shards: dict[str, ShardReplicas] = {}  # by the primary's node id
         self._entries: list[ShardReplicas | None] = [None]  # by the view's index
@@ -316,7 +320,13 @@ class Replicas:
         """A connection to one replica came or went."""
         replica = self._by_address.get(address)
         if replica is not None:
+            former = [*replica.connections]
             replica.connections[:] = [self.nodes.connection(address, resp, Lane.READ) for resp in RESPS]
+            if any(
+                was is not None and was is not now
+                for was, now in zip(former, replica.connections, strict=True)
+            ):
+                self.on_connection_lost(replica)
 
 
 def point_text(point: Point) -> str:
