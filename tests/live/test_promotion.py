@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from proxy.embedded.cluster import Cluster, Node, running_cluster
+from proxy.embedded.connection import Connection
 from proxy.hub import Hub
 from proxy.replicas.monitor import Monitor, MonitorOptions
 from proxy.replicas.service import Replica, ReplicaOptions, Replicas
@@ -213,11 +214,18 @@ async def _synchronise_fully(seen: Watching) -> None:
             await to_primary.call("CONFIG", "SET", "repl-backlog-size", 16 * 1024)
             await to_primary.call("SET", "last", "before the data set that is sent")
             await to_primary.call("CLIENT", "KILL", "TYPE", "replica")
-            for _ in range(20):
-                await to_primary.call("SETRANGE", "large", 0, "x" * 100_000)
+            with trio.fail_after(5):
+                while await _backlog_start(to_primary) <= seen.replica(node).stamp.offset + 1:
+                    await to_primary.call("SETRANGE", "large", 0, "x" * 100_000)
         finally:
             seen.cluster.cont(node)
     await seen.wait_stage(node, Stage.SYNCING)
     await seen.wait_stage(node, Stage.READABLE, 10)
     assert seen.replica(node).connections[0] is connection
     assert Stage.CAUGHT_UP in [stage for stage, _ in seen.told(node)]
+
+
+async def _backlog_start(connection: Connection) -> int:
+    """The first offset from which a replica can go on."""
+    info = (await connection.call("INFO", "replication")).decode()
+    return int(info.split("repl_backlog_first_byte_offset:")[1].split()[0])
