@@ -33,11 +33,14 @@ from dataclasses import dataclass, replace
 import trio
 
 from proxy.admin import audit, endpoints, events, hooks, replicas
+from proxy.admin import explain as explain_endpoint
 from proxy.admin import mode as mode_endpoint
 from proxy.admin import settings as settings_endpoint
 from proxy.admin.endpoints import AdminState
-from proxy.admin.server import AdminServer
+from proxy.admin.server import DEFAULT_LIMITS, AdminServer
 from proxy.exchange.exchange import Exchange
+from proxy.exchange.explain import explain
+from proxy.exchange.read_samples import read_samples
 from proxy.frontend.listener import Listener
 from proxy.frontend.server import RATE_SECONDS, Server
 from proxy.hooks.runner import HookRunner
@@ -45,6 +48,7 @@ from proxy.hub import Hub
 from proxy.log import get_logger, set_level
 from proxy.metrics import Family, Metrics, MetricType, Sample
 from proxy.reload import Reloader, Source
+from proxy.replicas.facts import replica_facts
 from proxy.replicas.monitor import Monitor, MonitorOptions
 from proxy.replicas.service import Replica, ReplicaOptions, Replicas
 from proxy.settings import Settings
@@ -64,11 +68,16 @@ from proxy.topology.stage_log import StageLog
 from proxy.upstream.connect import Dialer
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
+from routing.explain import Explanation
+from routing.levels import ReadLevel
 from routing.promotion import Stage, stage_event
 from routing.timeline import TimelineLimits
 from routing.topology import Address
 
 STOP_CHECK_SECONDS = 0.02
+EXPLAIN_SECONDS_MAX = (
+    DEFAULT_LIMITS.request_deadline_seconds / 2
+)  # the wait for a primary; the rest is for replicas
 STORE_CLOSE_SECONDS = 2.0  # a disk that does not answer must not keep the proxy from ending
 
 log = get_logger(__name__)
@@ -328,13 +337,25 @@ class Proxy:
         table = [
             *endpoints.routes(state),
             *events.routes(self.history),
-            *replicas.routes(self.history),
+            *replicas.routes(self.history, lambda: replica_facts(self.replicas, trio.current_time())),
+            *explain_endpoint.routes(self._explain),
             *mode_endpoint.routes(self.mode),
             *audit.routes(self.store),
             *hooks.routes(self.store, self.settings.hooks),
             *settings_endpoint.routes(self.reloader),
         ]
         return AdminServer(table, token=self.settings.admin.token)
+
+    async def _explain(self, read: list[bytes], level: ReadLevel | None) -> Explanation:
+        """As for a client of the first listener that asks for ``level``; None: for nothing."""
+        listener = (
+            listener_level(self.settings.listeners[0], self.settings) if self.settings.listeners else None
+        )
+        choice = self.server.level_choice(level, listener)
+        seconds = min(self.exchange.deadline_seconds, EXPLAIN_SECONDS_MAX)
+        return await explain(
+            self.exchange, read, choice, None, trio.current_time() + seconds, is_question=True
+        )
 
     def _warnings(self) -> list[str]:
         return [*self.keeper.problems(), *self.mode.problems(), *self.hooks.problems()]
@@ -356,6 +377,7 @@ class Proxy:
     def _samples(self) -> Iterator[Sample]:
         for family, read in _PLAIN_SAMPLES:
             yield Sample(family, read(self))
+        yield from read_samples(self.exchange.reads, self.replicas)
         for kind, count in self.exchange.redirects_total.items():
             yield Sample(REDIRECTS, count, (kind,))
         for connection in self.nodes.connections():

@@ -196,7 +196,7 @@ def _command(row: tuple[Any, ...], subcommands: Mapping[bytes, Command]) -> Comm
             "readonly" in flags
             and not any(spec.is_written for spec in keys)
             and _is_single_key_first(arity, specs)
-            and name not in _CURSORS
+            and name not in CURSOR_COMMANDS
         ),
         has_keys=bool(keys),
         has_channels=len(keys) < len(specs),
@@ -205,7 +205,7 @@ def _command(row: tuple[Any, ...], subcommands: Mapping[bytes, Command]) -> Comm
 
 
 # Their cursors are places in one process's hash table.
-_CURSORS: Final = frozenset({"HSCAN", "SSCAN", "ZSCAN"})
+CURSOR_COMMANDS: Final = frozenset({"HSCAN", "SSCAN", "ZSCAN"})
 
 
 def _is_single_key_first(arity: int, specs: tuple[KeySpec, ...]) -> bool:

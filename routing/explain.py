@@ -102,6 +102,9 @@ BY_LISTENER: Final = "the listener's default"
 BY_MODE: Final = "the routing mode"
 
 
+KEYS_DIFFER: Final = "its keys of this slot have different levels, so all are read at level strong"
+
+
 def by_rule(prefix: bytes) -> str:
     return f'rule for prefix "{key_text(prefix)}"'
 
@@ -116,10 +119,17 @@ MAY_WRITE: Final = "the command may write, so its owner gets it"
 RUNS_SCRIPT: Final = "the command runs a script, so its owner gets it"
 HAS_CURSOR: Final = "the command has a cursor, which means nothing at another node, so its owner gets it"
 SEVERAL_KEYS: Final = "the command names several keys, and replicas are asked for one at a time"
+NOT_AT_REPLICAS: Final = "the command is not one that replicas are asked for, so its owner gets it"
 OWN_WRITE_PENDING: Final = (
     "a write of the same connection is on its way to the shard, and the read follows it"
 )
 OWNER_ASKED: Final = "no replica could be asked, so the owner answers"
+OWNER_PROVES: Final = "no replica proves the level now, so the owner answers"
+OWNER_NOT_NEEDED: Final = (
+    "not asked, because a replica answers; it is asked if that reply could mean that there is no such key"
+)
+MIGRATION_TARGET: Final = "the slot is migrating to it: it answers for keys that the owner has sent there"
+SESSION_LOST: Final = "nobody is asked, because what the session wrote is not proven to have survived"
 OWNER_CONFIRMS: Final = (
     "the replica's reply could mean that there is no such key, so its owner is asked again"
 )
@@ -135,6 +145,9 @@ def slot_moved(seconds_ago: float, settle_seconds: float) -> str:
 # Why a replica was not chosen, or why its reply was not used.
 
 NOT_CONNECTED: Final = "there is no connection to it"
+NO_FLOOR: Final = "its primary did not tell its offset, so there is no floor that it could reach"
+KNOWN_BEHIND: Final = "it was behind when it was read last, and has not told since that it has caught up"
+SESSION_GOES_ON: Final = "not asked, because the session goes on with the replica that it read at"
 OTHER_HISTORY: Final = (
     "it follows another replication history than its primary's, so its offset proves nothing"
 )
@@ -160,6 +173,15 @@ def quarantined(keys: Sequence[bytes]) -> str:
     return f"it is quarantined: {count(len(keys), 'key')} differed from its primary's: {shown}{more}"
 
 
+def not_connected(reason: str) -> str:
+    """``reason``: why, empty if it is not known."""
+    return f"{NOT_CONNECTED}: {reason}" if reason else NOT_CONNECTED
+
+
+def no_stamp(reason: str) -> str:
+    return f"it did not tell its offset: {reason}"
+
+
 def behind(lag_bytes: int) -> str:
     return f"its stamp is {count(lag_bytes, 'byte')} behind the floor"
 
@@ -181,6 +203,7 @@ class Preference(Enum):
     ZONE = "it is in this proxy's zone"
     OUTSTANDING = "it has fewer requests outstanding"
     LATENCY = "it has answered faster of late"
+    FIRST = "nothing sets them apart, and it comes first"
 
 
 def passed_over(preference: Preference) -> str:

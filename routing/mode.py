@@ -29,8 +29,9 @@ def refusal_of(mode: Level, routed: frozenset[Level] = ROUTED_MODES) -> str | No
     """Why the mode cannot be chosen; None if it can."""
     if mode in routed:
         return None
-    others = " and ".join(one.value for one in Level if one in routed)
-    return f"{mode.value} comes with its level; this version routes {others} only"
+    *others, last = (one.value for one in Level if one in routed)
+    shown = f"{', '.join(others)} and {last}" if others else last
+    return f"{mode.value} comes with its level; this version routes {shown} only"
 
 
 def given_mode(chosen: Level, routed: frozenset[Level] = ROUTED_MODES) -> Level:

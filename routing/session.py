@@ -51,10 +51,14 @@ class SessionState(Generic[Shard]):
         """Slots changed hands: what a shard's floor says may not cover the slots that came to it."""
         self._floors.clear()
 
+    def is_kept(self, shard: Shard, sample: Sample) -> bool:
+        """Whether the shard's primary, which said ``sample``, provably has what the session is owed."""
+        owed = self._owed.get(shard)
+        return owed is None or _keeps(sample, owed)
+
     def sampled(self, shard: Shard, sample: Sample) -> bool:
         """The primary was sampled after all that the session did. False: what it is owed is not proven to be there."""
-        owed = self._owed.get(shard)
-        if owed is not None and not _keeps(sample, owed):
+        if not self.is_kept(shard, sample):
             return False
         self._floors[shard] = self._owed[shard] = sample.point
         return True

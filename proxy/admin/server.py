@@ -334,7 +334,12 @@ class AdminServer:
 
 
 def _refuse_foreign_name(host: str) -> None:
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # a bracket without its partner
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, f"the Host header is no host: {host[:100]!r}; send HOST or HOST:PORT"
+        ) from None
     try:
         ip_address(name)
     except ValueError:

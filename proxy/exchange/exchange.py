@@ -147,7 +147,7 @@ class Exchange:
                 else self.routes.node(target, resp, lane)
             )
             if connection is None:
-                redirect: Redirect = Wait(self._why_unreachable(hash_slot, target))
+                redirect: Redirect = Wait(self.why_unreachable(hash_slot, target))
             else:
                 reply = None
                 try:
@@ -249,7 +249,8 @@ class Exchange:
             reply = internal_fault(reference)
         deliver(reply)
 
-    def _why_unreachable(self, hash_slot: int, target: Address | None) -> str:
+    def why_unreachable(self, hash_slot: int, target: Address | None = None) -> str:
+        """Why the slot's owner, or ``target``, takes no requests now."""
         if target is None:
             primary = self.topology.view.primary_of(hash_slot)
             if primary is None:

@@ -46,7 +46,7 @@ from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
 from routing.levels import Level, ReadLevel
-from routing.offsets import Point, Sample, SampleError, covers
+from routing.offsets import OffsetHistory, Point, Sample, SampleError, covers
 
 INFO_REPLICATION = encoded("INFO", "replication")
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
@@ -320,10 +320,10 @@ class ReplicaReads:
         assert session is not None
         group.floor = session.floor_of(group.shard)
         group.connection = session.line_of(group.shard)
-        if group.connection is not None and self._readable_at(group.shard, group.connection) is None:
+        if group.connection is not None and self.readable_at(group.shard, group.connection) is None:
             group.floor = group.connection = None
 
-    def _readable_at(self, shard: ShardReplicas, connection: NodeConnection) -> Replica | None:
+    def readable_at(self, shard: ShardReplicas, connection: NodeConnection) -> Replica | None:
         """The replica behind a connection, if it can be read now and is not known to be behind."""
         for replica in shard.replicas:
             if connection in replica.connections:
@@ -396,7 +396,7 @@ class ReplicaReads:
             asked = group.asked
             found: tuple[Replica, NodeConnection] | None
             if group.connection is not None:
-                replica = self._readable_at(shard, group.connection)
+                replica = self.readable_at(shard, group.connection)
                 found = None if replica is None else (replica, group.connection)
             elif asked.is_eventual:
                 found = shard.choose(asked.resp)
@@ -460,30 +460,17 @@ class ReplicaReads:
             connection.queue(StampQuestion(self, replica, now))  # often it takes but a moment
 
     def _judge(self, group: ReadGroup, sample: Sample, now: float) -> Refusal | None:
-        """Whether ``sample``, asked before the group's reads on their connection, proves what they asked for."""
-        if sample.is_syncing:
-            return Refusal.SYNCING
-        if group.asked.bound != inf:
-            until = group.shard.history.proven_until(sample.point)
-            if until is None:
-                return (
-                    Refusal.OTHER_HISTORY
-                    if sample.point.replid != group.shard.history.replid
-                    else Refusal.TOO_OLD
-                )
-            if now - until > group.asked.bound:
-                return Refusal.TOO_OLD
-            group.proven_until = until + group.asked.bound
-            group.is_plain = False
-            self.staleness.observe(now - until, len(group.reads))
-            return None
-        floor = group.floor
-        assert floor is not None
-        if not covers(sample.point, floor):
-            return Refusal.BEHIND if sample.point.replid == floor.replid else Refusal.OTHER_HISTORY
-        if group.asked_at:
-            self.staleness.observe(now - group.asked_at, len(group.reads))
-        return None
+        """``judge`` for a group whose stamp has come; what it proves is kept."""
+        asked = group.asked
+        refusal, proven_until = judge(asked, group.shard.history, group.floor, sample, now)
+        if refusal is None:
+            if asked.bound != inf:
+                group.proven_until = proven_until + asked.bound
+                group.is_plain = False
+                self.staleness.observe(now - proven_until, len(group.reads))
+            elif group.asked_at:
+                self.staleness.observe(now - group.asked_at, len(group.reads))
+        return refusal
 
     def _is_too_old(self, group: ReadGroup) -> bool:
         """Whether a reply that comes now, in a later turn than its stamp, is older than its bound."""
@@ -549,6 +536,28 @@ class ReplicaReads:
             route.queue(queued)
         else:
             slot.wait_for_owner()
+
+
+def judge(
+    asked: Asked, history: OffsetHistory, floor: Point | None, sample: Sample, now: float
+) -> tuple[Refusal | None, float]:
+    """Whether a replica's ``sample`` proves what reads that come after it on its connection ask for; None: it does.
+
+    ``history``: of the shard's primary. ``floor``: for who needs one. With it, for bounded_staleness, until when
+    (Trio's clock) the replica has everything; else, or if that is not proven, -inf.
+    """
+    if sample.is_syncing:
+        return Refusal.SYNCING, -inf
+    if asked.bound != inf:
+        until = history.proven_until(sample.point)
+        if until is None:
+            refusal = Refusal.OTHER_HISTORY if sample.point.replid != history.replid else Refusal.TOO_OLD
+            return refusal, -inf
+        return (Refusal.TOO_OLD if now - until > asked.bound else None), until
+    assert floor is not None
+    if covers(sample.point, floor):
+        return None, -inf
+    return (Refusal.BEHIND if sample.point.replid == floor.replid else Refusal.OTHER_HISTORY), -inf
 
 
 UNPROVEN = b"-NOTREADY the primary did not tell whether it has what this session wrote; try again\r\n"

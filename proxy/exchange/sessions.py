@@ -55,6 +55,10 @@ class Session:
     def line_of(self, shard: ShardReplicas) -> NodeConnection | None:
         return self._lines.get(shard)
 
+    def is_kept(self, shard: ShardReplicas, sample: Sample) -> bool:
+        """Whether ``on_floor`` would go on with this sample; changes nothing."""
+        return not self.is_lost and self._state.is_kept(shard, sample)
+
     def on_floor(self, shard: ShardReplicas, sample: Sample) -> bytes | None:
         if self.is_lost or not self._state.sampled(shard, sample):
             self.is_lost = True

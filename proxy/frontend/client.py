@@ -23,6 +23,7 @@ import trio
 
 from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
+from proxy.exchange.explain import explain, reply_of
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
@@ -60,6 +61,7 @@ from proxy.protocol import encode
 from proxy.protocol.requests import ProtocolError, RequestParser, remember_simple, scan_simple
 from proxy.settings import CrossSlotTransactions
 from routing.command import Command, lookup, refusal
+from routing.explain import ExplainError
 from routing.keys import KeysError, blocks, key_positions, routing_positions
 from routing.levels import Level, ReadLevel
 from routing.slot import slot_of
@@ -388,6 +390,8 @@ class ClientConnection(OpenRequests):
             return
         if command.is_single_key_first and raw[0] == 42:
             remember_simple(raw, 0, command, len(arguments))
+        if self.policy is None and command.only_reads:
+            self.exchange.reads.strong_total += 1
         slot_count = len(self.slots)
         self.relay(command, raw, hash_slot)
         self._mute(slot_count)
@@ -535,6 +539,16 @@ class ClientConnection(OpenRequests):
         if self.policy is not None and self.policy.session is not None:
             return await self.policy.session.token(self.exchange, deadline)
         return await token_of_now(self.exchange, deadline)
+
+    async def _explain(self, read: Sequence[bytes]) -> bytes:
+        choice = self.server.level_choice(self.read_level, self._listener_level)
+        session = None if self.policy is None else self.policy.session
+        deadline = trio.current_time() + self.exchange.deadline_seconds
+        try:
+            explanation = await explain(self.exchange, read, choice, session, deadline, resp=self.resp)
+        except ExplainError as problem:
+            return encode.error(f"ERR {problem}")
+        return reply_of(explanation, resp3=self.resp == 3)
 
     # -- transactions
 

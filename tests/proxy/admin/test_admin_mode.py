@@ -64,10 +64,15 @@ async def test_the_mode_and_all_modes_are_shown() -> None:
         "problems": [],
     }
     assert [(mode["name"], mode["routes"]) for mode in modes] == [
-        (mode.value, mode is Level.STRONG) for mode in Level
+        (mode.value, mode is not Level.SNAPSHOT) for mode in Level
     ]
     assert modes[0]["note"] == "reads go to the slot's primary"
-    assert modes[1]["note"].endswith("; caught_up comes with its level; this version routes strong only")
+    assert modes[1]["note"].startswith("reads go to replicas that prove to be as new as the primary was")
+    [snapshot] = (mode for mode in modes if not mode["routes"])
+    assert snapshot["note"].endswith(
+        "; snapshot comes with its level; "
+        "this version routes strong, caught_up, bounded_staleness, session and eventual only"
+    )
 
 
 async def test_setting_answers_with_the_new_state_and_records_who() -> None:
@@ -116,7 +121,12 @@ async def test_a_past_revision_is_409_with_the_state_that_is() -> None:
         ({"mode": "strong", "revision": "0"}, JSON, 422, '"revision" is the one that GET shows'),
         ({"mode": "strong", "revision": False}, JSON, 422, '"revision" is the one that GET shows'),
         ({"mode": "strong", "revision": -1}, JSON, 422, '"revision" is the one that GET shows'),
-        ({"mode": "session", "revision": 0}, JSON, 422, "session comes with its level; this version routes"),
+        (
+            {"mode": "snapshot", "revision": 0},
+            JSON,
+            422,
+            "snapshot comes with its level; this version routes",
+        ),
         (STRONG, {**JSON, "x-steadyread-operator": " "}, 400, "X-Steadyread-Operator takes a name"),
         (STRONG, {**JSON, "x-steadyread-operator": "a" * 129}, 400, "X-Steadyread-Operator takes a name"),
         (STRONG, {**JSON, "x-steadyread-operator": "a\x1b[2J"}, 400, "X-Steadyread-Operator takes a name"),

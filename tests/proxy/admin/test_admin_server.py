@@ -374,6 +374,9 @@ async def test_connections_are_bounded_and_idle_ones_make_room() -> None:
         ("evil.example", 403),
         ("evil.example:7380", 403),
         ("127.0.0.1.evil.example", 403),
+        ("[localhost", 400),
+        ("localhost]", 400),
+        ("[::1", 400),
     ],
 )
 async def test_without_a_token_only_an_address_or_localhost_is_answered(host: str, status: int) -> None:
@@ -381,4 +384,7 @@ async def test_without_a_token_only_an_address_or_localhost_is_answered(host: st
     server = AdminServer(ROUTES)
     request = Request("GET", "/v1/thing", {}, {"host": host})
     response = await server._response_to(request, server._table.find("/v1/thing"))
-    assert (response.status.value == 403) is (status == 403)
+    assert isinstance(response, Response)
+    assert response.status.value == (404 if status == 200 else status)  # there is no such path
+    if status == 400:
+        assert b"the Host header is no host" in response.body
