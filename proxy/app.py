@@ -7,6 +7,8 @@
     |- store                notices what other processes wrote, ends leases
     |- keeper               the topology view: looks at the cluster, or follows the proxy that does
     |- mode                 the routing mode, as the store says
+    |- monitor              asks primaries and replicas for their offsets, promotes replicas
+    |- stage log            writes what it found out on the timeline
     |- retention            removes the oldest of the record
     |- hooks                events to the operator's programs, while this proxy looks for all
     |- beat                 once a second: rates, idle clients, listeners that could not accept
@@ -24,6 +26,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -46,7 +49,8 @@ from proxy.log import get_logger, set_level
 from proxy.metrics import Family, Metrics, MetricType, Sample
 from proxy.reload import Reloader, Source
 from proxy.replicas.facts import replica_facts
-from proxy.replicas.service import ReplicaOptions, Replicas
+from proxy.replicas.monitor import Monitor, MonitorOptions
+from proxy.replicas.service import Replica, ReplicaOptions, Replicas
 from proxy.settings import Settings
 from proxy.settings.reads import listener_level, zones_of
 from proxy.settings.state import store_file
@@ -60,11 +64,13 @@ from proxy.topology.keeper import Keeper
 from proxy.topology.mode import ModeKeeper
 from proxy.topology.secret import token_secret
 from proxy.topology.service import Topology
+from proxy.topology.stage_log import StageLog
 from proxy.upstream.connect import Dialer
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.explain import Explanation
 from routing.levels import ReadLevel
+from routing.promotion import Stage, stage_event
 from routing.timeline import TimelineLimits
 from routing.topology import Address
 
@@ -134,6 +140,7 @@ class Proxy:
         )
         self.mode = ModeKeeper(self.store, self.id, on_change=lambda mode: self.server.adopt_mode(mode))
         self.history = History(self.store, self.keeper.views)
+        self.stage_log = StageLog(self.store, self.id)
         self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)
@@ -149,6 +156,9 @@ class Proxy:
                     lanes=(Lane.READ,),
                 )
                 self.replicas = Replicas(self.replica_nodes, self.topology, replica_options(settings))
+                self.monitor = Monitor(
+                    self.replicas, self.nodes, monitor_options(settings), on_stage=self._on_stage
+                )
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
@@ -168,6 +178,8 @@ class Proxy:
                 nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self.mode.run)
                 nursery.start_soon(self._learn_token_secret)
+                nursery.start_soon(self.monitor.run)
+                nursery.start_soon(self.stage_log.run)
                 nursery.start_soon(retention.run, self.store, self._retention)
                 if settings.hooks:
                     self.metrics.register_source(self.hooks.samples)
@@ -235,6 +247,14 @@ class Proxy:
                 await self.nodes.wait_change()
         if not self.topology.view.shards:
             log.warning("cluster_not_found", seeds=list(self.settings.cluster.seeds))
+
+    def _on_stage(self, replica: Replica, old: Stage, new: Stage, reason: str) -> None:
+        """A replica came nearer to being readable, or was taken back."""
+        shard, view = replica.shard, self.topology.view
+        keys = replica.mismatched if new is Stage.QUARANTINED else ()
+        self.stage_log.add(
+            stage_event(replica.node, shard.primary, old, new, reason, keys, time.time(), view.epoch)
+        )
 
     async def _learn_token_secret(self) -> None:
         """Tokens can be made and read from then on."""
@@ -426,6 +446,17 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
     (_gauge("anomalies", "What is wrong with the cluster's map now."), lambda p: len(p.keeper.anomalies)),
     (_gauge("private_connections", "Connections held for one client."), lambda p: p.private.in_use),
 )
+
+
+def monitor_options(settings: Settings) -> MonitorOptions:
+    """How replicas are watched."""
+    reads = settings.reads
+    return MonitorOptions(
+        reads.sample_interval_seconds,
+        reads.verify_interval_seconds,
+        reads.verify_keys,
+        reads.quarantine_seconds,
+    )
 
 
 def replica_options(settings: Settings) -> ReplicaOptions:

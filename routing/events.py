@@ -35,6 +35,10 @@ class EventKind(Enum):
     REPLICA_LOST = "replica_lost"
     REPLICA_RECOVERED = "replica_recovered"
     REPLICA_REASSIGNED = "replica_reassigned"  # follows another primary, or became one without a failover
+    REPLICA_READABLE = "replica_readable"  # as one proxy has it: it proved what reads at it need
+    REPLICA_UNREADABLE = "replica_unreadable"  # a readable one is taken back
+    REPLICA_QUARANTINED = "replica_quarantined"  # a key of it differed from its primary's
+    REPLICA_STAGE_CHANGED = "replica_stage_changed"  # any other step to being readable, or back
     FAILOVER = "failover"  # a replica took its primary's slots
     SLOTS_UNCOVERED = "slots_uncovered"
     SLOTS_COVERED = "slots_covered"

@@ -101,7 +101,12 @@ class ReplicaSlot(RequestSlot, ReadSlot):
     def __init__(
         self, requester: Requester, command: Command, raw: bytes, hash_slot: int, group: ReadGroup
     ) -> None:
-        super().__init__(requester, command, raw, hash_slot)
+        self.requester = requester  # not by ``super``: one is made for each read
+        self.command = command
+        self.raw = raw
+        self.hash_slot = hash_slot
+        self.reply = None
+        self.redirect = None
         self.group: ReadGroup | None = group
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
@@ -262,10 +267,9 @@ class OpenRequests(Requester):
         self._is_collecting = self._went_to_owner = False
 
     def end_pass(self) -> None:
-        """While replicas have reads of this client nothing more of it is sent, so its next command sees them done."""
-        if self._is_collecting:
-            self._is_collecting = False
-            self.hold_until_drained()
+        """Replicas have reads of this client: nothing more of it is sent until it has the replies."""
+        self._is_collecting = False
+        self._draining = True
 
     def group_elsewhere(
         self, hash_slot: int, asked: Asked | None, *, is_free: bool, is_suited: bool
@@ -335,7 +339,10 @@ class OpenRequests(Requester):
 
     def in_flight(self) -> bool:
         """Whether any request is unanswered."""
-        return any(slot.reply is None for slot in self.slots)
+        for slot in self.slots:  # noqa: SIM110  # asked for each reply, and ``any`` costs twice as much
+            if slot.reply is None:
+                return True
+        return False
 
     def hold_until_drained(self) -> None:
         if not self._draining and self.in_flight():

@@ -29,7 +29,7 @@ import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from enum import Enum
+from enum import StrEnum
 from math import inf
 from typing import Protocol
 
@@ -54,7 +54,7 @@ STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 log = get_logger(__name__)
 
 
-class Refusal(Enum):
+class Refusal(StrEnum):  # a key that hashes fast
     """Why a read that could have been served by a replica went to its owner. The values are for metrics."""
 
     IN_FLUX = "in_flux"  # its slot is moving, or moved lately, or has no owner
@@ -252,7 +252,6 @@ class ReplicaReads:
         self.routes = routes
         self.of_slot = replicas.of_slot
         self.dirty = False
-        self.used_at = -inf  # Trio's clock, when reads were last sent to replicas
         self.strong_total = 0  # reads of level strong
         self.confirmed_total = 0  # replies that could mean absence
         self.nils_prevented_total = 0  # of those, when the owner had the key
@@ -291,7 +290,7 @@ class ReplicaReads:
     def flush(self) -> None:
         groups = self._flushing = self._groups
         self._groups = {}
-        self.used_at = now = trio.current_time()
+        self.replicas.used_at = now = trio.current_time()
         waiting: dict[ShardReplicas, list[ReadGroup]] = {}
         ready: dict[ShardReplicas, list[ReadGroup]] = {}
         for key, group in groups.items():

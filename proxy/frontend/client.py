@@ -27,6 +27,7 @@ from proxy.exchange.explain import explain, reply_of
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
+from proxy.exchange.replica_reads import ReadGroup
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
@@ -173,11 +174,11 @@ class ClientConnection(OpenRequests):
         self._needed = 0
         at, size = 0, len(buffer)
         self.last_command_at = time.time()
-        if self.policy is not None and self.policy.needs_check:
-            self.start_work(
-                _QUIT, self._check_session
-            )  # its reply is empty: then what is read here is looked at
-        self.begin_pass()
+        if self.policy is not None:
+            self.begin_pass()
+            if self.policy.session is not None and self.policy.needs_check:
+                # Its reply is empty: then what is read here is looked at.
+                self.start_work(_QUIT, self._check_session)
         while at < size and not self._retrying and not self._draining and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -207,7 +208,8 @@ class ClientConnection(OpenRequests):
                 self.commands += 1
                 # An inline command is no frame that a node could be sent.
                 self._command(arguments, raw if raw[0] == 42 else encode.frame(arguments))
-        self.end_pass()
+        if self._is_collecting:
+            self.end_pass()
         if at < size and not self.is_closed and growing is None:
             rest = buffer[at:] if at else buffer
             if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
@@ -269,6 +271,7 @@ class ClientConnection(OpenRequests):
         if kind is None:
             self.hold_until_drained()
             return sum(len(raw) for _, raw, _ in found)
+        reads = self.exchange.reads
         if not only_reads:
             policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
         self.commands += len(found)
@@ -279,7 +282,15 @@ class ClientConnection(OpenRequests):
                 if policy.looks_at_keys:
                     asked = policy.of_simple(raw)
                 is_suited = command.is_read_at_replicas
-                group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
+                shard = reads.of_slot[hash_slot] if is_free and is_suited else None
+                group: ReadGroup | None
+                if (
+                    shard is not None and asked is not None and shard.has_readable
+                ):  # as group_elsewhere finds, at less cost
+                    self._is_collecting = True
+                    group = reads.group(shard, asked, policy.session if asked.is_session else None)
+                else:
+                    group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
                 if group is not None:
                     read = ReplicaSlot(self, command, raw, hash_slot, group)
                     self.slots.append(read)

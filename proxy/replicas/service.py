@@ -10,10 +10,11 @@ a replica, and a replica that does not answer is left soon: its reads go to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, compress
-from operator import is_not, itemgetter
+from math import inf
+from operator import is_not, itemgetter, ne
 
 import trio
 
@@ -23,7 +24,7 @@ from proxy.upstream.nodes import RESPS, Lane, Nodes
 from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, SampleReader, covers
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
-from routing.topology import EMPTY_VIEW, UNOWNED, Address, Node, Role, Shard, TopologyView
+from routing.topology import EMPTY_VIEW, Address, Node, Role, Shard, TopologyView
 
 RESP_INDEX = {resp: index for index, resp in enumerate(RESPS)}
 LATENCY_WEIGHT = 0.2  # of the newest measurement in the moving average
@@ -116,6 +117,7 @@ class ShardReplicas:
         "history",
         "is_gone",
         "left_empty",
+        "nodes",
         "primary",
         "reader",
         "replicas",
@@ -124,6 +126,7 @@ class ShardReplicas:
 
     def __init__(self, primary: Node) -> None:
         self.primary = primary
+        self.nodes: tuple[Node, ...] = ()  # the replicas as the view names them
         self.replicas: tuple[Replica, ...] = ()
         self.has_readable = False
         self.history = OffsetHistory(HISTORY_SECONDS)
@@ -180,15 +183,19 @@ class Replicas:
 
     def __init__(self, nodes: Nodes, topology: Topology, options: ReplicaOptions) -> None:
         self.of_slot: list[ShardReplicas | None] = [None] * SLOT_COUNT  # changed in place
+        self.used_at = -inf  # Trio's clock, when reads were last sent to replicas
         self.map_version = 0  # counts the changes of any slot's owner
         self.nodes = nodes
         self.topology = topology
         self.options = options
+        # A connection to one of them ended, perhaps with its process. Called at once, must not block.
+        self.on_connection_lost: Callable[[Replica], None] = lambda replica: None
         self._resps = [2]  # the RESP versions in use
         self._shards: dict[str, ShardReplicas] = {}  # by the primary's node id
-        self._of_shard: list[ShardReplicas] = []  # by the view's index
+        self._entries: list[ShardReplicas | None] = [None]  # by the view's index
         self._by_address: dict[Address, Replica] = {}
-        self._of_owner: tuple[ShardReplicas | None, ...] = (None,) * SLOT_COUNT
+        self._kept = 0  # nodes to which connections are kept
+        self._of_owner: list[ShardReplicas | None] = [None] * SLOT_COUNT  # slot -> its shard, in flux or not
         self._settling: dict[int, float] = {}  # slot -> until when, Trio's clock
         self._in_flux: frozenset[int] = frozenset()
         nodes.on_change = self._on_connection
@@ -213,11 +220,11 @@ class Replicas:
             self._resps.append(resp)
             self.nodes.ensure_all(self._by_address, resp)
 
-    def shards(self) -> Sequence[ShardReplicas]:
-        return self._of_shard
+    def shards(self) -> list[ShardReplicas]:
+        return [*self._shards.values()]
 
     def replicas(self) -> Iterator[Replica]:
-        return chain.from_iterable(shard.replicas for shard in self._of_shard)
+        return chain.from_iterable(shard.replicas for shard in self._shards.values())
 
     def owner_of(self, slot: int) -> ShardReplicas | None:
         """The slot's shard, at rest or not; None when nobody owns it."""
@@ -238,50 +245,66 @@ class Replicas:
     # -- following the view and the connections
 
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
-        if new.shards is not old.shards:
+        """Follow the view. What costs a pass over all slots goes at the speed of C, and only where it must."""
+        in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
+        looked_at: Iterable[int]  # the slots that may have got another entry
+        if new.shards is old.shards:
+            changed = [*compress(range(SLOT_COUNT), map(ne, old.shard_of_slot, new.shard_of_slot))]
+            former = [self._of_owner[slot] for slot in changed]
+            for slot in changed:
+                self._of_owner[slot] = self._entries[new.shard_of_slot[slot]]
+            looked_at = chain(changed, self._in_flux, in_flux)
+        else:
+            was = self._of_owner
             self._follow(new.shards)
-        entries: list[ShardReplicas | None] = [
-            *self._of_shard,
-            None,
-        ]  # the last stands for UNOWNED, which is -1
-        assert UNOWNED == -1
-        of_owner: tuple[ShardReplicas | None, ...] = itemgetter(*new.shard_of_slot)(entries)
-        differs = [*map(is_not, self._of_owner, of_owner)]
-        self._in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
-        changed = [*compress(range(SLOT_COUNT), differs)]
+            self._of_owner = [*itemgetter(*new.shard_of_slot)(self._entries)]
+            changed = [*compress(range(SLOT_COUNT), map(is_not, was, self._of_owner))]
+            former = [was[slot] for slot in changed]
+            self.of_slot[:] = self._of_owner
+            for slot in self._settling:
+                self.of_slot[slot] = None
+            looked_at = chain(changed, in_flux) if old is not EMPTY_VIEW else in_flux
+        self._in_flux = in_flux
         if changed:
             self.map_version += 1
             if old is not EMPTY_VIEW:
                 until = trio.current_time() + self.options.settle_seconds
-                self._settling.update((slot, until) for slot in changed if self._of_owner[slot] is not None)
-        self._of_owner = of_owner
-        self.of_slot[:] = of_owner
-        for slot in chain(self._in_flux, self._settling):
-            self.of_slot[slot] = None
+                self._settling.update(dict.fromkeys(compress(changed, former), until))
+        for slot in looked_at:
+            self.of_slot[slot] = None if slot in self._settling or slot in in_flux else self._of_owner[slot]
 
     def _follow(self, shards: tuple[Shard, ...]) -> None:
         """Have an entry for each shard and replica, and connections to those replicas and no others."""
         former, self._shards = self._shards, {}
+        came: list[Address] = []
         for shard in shards:
             known = former.get(shard.primary.id)
             if known is None or known.primary.address != shard.primary.address:
                 known = ShardReplicas(shard.primary)
-            known.primary = shard.primary
             self._shards[shard.primary.id] = known
-            if [replica.node for replica in known.replicas] != list(shard.replicas):
+            known.primary = shard.primary
+            if known.nodes != shard.replicas:
+                known.nodes = shard.replicas
                 known.replicas = tuple(self._replica_of(known, node) for node in shard.replicas)
                 known.count_readable()
-        for shard_id, gone in former.items():
-            if self._shards.get(shard_id) is not gone:
-                gone.is_gone = True
-                gone.left_empty = gone not in self._of_owner
-        self._of_shard = [*self._shards.values()]
+                came += [node.address for node in shard.replicas]
+        if len(self._shards) < len(former) or any(
+            self._shards.get(shard_id) is not gone for shard_id, gone in former.items()
+        ):
+            owners = set(self._of_owner)
+            for shard_id, gone in former.items():
+                if self._shards.get(shard_id) is not gone:
+                    gone.is_gone = True
+                    gone.left_empty = gone not in owners
+        self._entries = [*self._shards.values(), None]  # the last stands for UNOWNED, which is -1
         self._by_address = {replica.address: replica for replica in self.replicas()}
-        for resp in self._resps:
-            self.nodes.ensure_all(self._by_address, resp)
-        if shards:
-            self.nodes.retain(self._by_address)
-        for address in self._by_address:
+        if came or len(self._by_address) != self._kept:
+            self._kept = len(self._by_address)
+            for resp in self._resps:
+                self.nodes.ensure_all(self._by_address, resp)
+            if shards:
+                self.nodes.retain(self._by_address)
+        for address in came:
             self._on_connection(address)
 
     def _replica_of(self, shard: ShardReplicas, node: Node) -> Replica:
@@ -297,7 +320,13 @@ class Replicas:
         """A connection to one replica came or went."""
         replica = self._by_address.get(address)
         if replica is not None:
+            former = [*replica.connections]
             replica.connections[:] = [self.nodes.connection(address, resp, Lane.READ) for resp in RESPS]
+            if any(
+                was is not None and was is not now
+                for was, now in zip(former, replica.connections, strict=True)
+            ):
+                self.on_connection_lost(replica)
 
 
 def point_text(point: Point) -> str:
