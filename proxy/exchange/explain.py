@@ -25,7 +25,7 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import not_ready
-from proxy.exchange.replica_reads import INFO_REPLICATION, UNPROVEN, Asked, Refusal, judge
+from proxy.exchange.replica_reads import INFO_REPLICATION, UNPROVEN, Asked, ReadCounts, Refusal, judge
 from proxy.exchange.sessions import LOST, Session, samples_of
 from proxy.protocol import encode
 from proxy.replicas.service import RESP_INDEX, Replica, ShardReplicas
@@ -249,7 +249,7 @@ class _Look:
 
     async def _at_replica(self, shard: ShardReplicas) -> _Verdict:
         """A replica serves it, if one proves its level; else the owner."""
-        asked = Asked(self.read.level, self.resp)
+        asked = Asked(self.read.level, self.resp, ReadCounts())
         line = await self._floor_for(shard, asked)
         session = self.session if asked.is_session else None
         if asked.needs_floor and self.owner_sample is not None and session is not None:

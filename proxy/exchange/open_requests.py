@@ -115,7 +115,7 @@ class ReplicaSlot(RequestSlot, ReadSlot):
             super().on_reply(reply, connection)
         # The usual case at once: a value that is not empty.
         elif group.is_plain and ((reply[0] == 36 and reply[1] > 48) or not could_mean_absence(reply)):
-            group.asked.at_replica += 1
+            group.asked.counts.at_replica += 1
             self.reply = reply
             requester = self.requester
             if not requester.dirty:
@@ -297,7 +297,7 @@ class OpenRequests(Requester):
             self._is_collecting = True
             return reads.group(shard, asked, policy.session if asked.is_session else None)
         reads.refusals[refusal] += 1
-        asked.at_owner += 1
+        asked.counts.at_owner += 1
         if policy.session is not None:
             policy.session.read_at_owner(hash_slot)
         return None

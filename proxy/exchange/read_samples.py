@@ -63,15 +63,11 @@ REPLICA_READS = _counter("replica_reads", "Reads sent to a replica.", "node")
 
 def read_samples(reads: ReplicaReads, replicas: Replicas) -> Iterator[Sample]:
     """All numbers of reads and replicas as they are now."""
-    at_replica, at_owner = Counter[Level](), Counter[Level]()
-    for asked in reads.all_asked():
-        at_replica[asked.level.level] += asked.at_replica
-        at_owner[asked.level.level] += asked.at_owner
     yield Sample(READS, reads.strong_total, ("strong", "strong", "primary"))
-    for level in Level:
+    for level, counts in reads.counts.items():
         if level in ROUTED_MODES and level is not Level.STRONG:
-            yield Sample(READS, at_replica[level], (level.value, level.value, "replica"))
-            yield Sample(READS, at_owner[level], (level.value, "strong", "primary"))
+            yield Sample(READS, counts.at_replica, (level.value, level.value, "replica"))
+            yield Sample(READS, counts.at_owner, (level.value, "strong", "primary"))
     for refusal in Refusal:
         yield Sample(REFUSALS, reads.refusals[refusal], (refusal.value,))
     for refusal in STAMP_FAILURES:

@@ -49,6 +49,7 @@ from routing.levels import Level, ReadLevel
 from routing.offsets import OffsetHistory, Point, Sample, SampleError, covers
 
 INFO_REPLICATION = encoded("INFO", "replication")
+ASKED_MAX = 1000  # levels with their bounds that are remembered
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
 log = get_logger(__name__)
@@ -71,13 +72,22 @@ class Refusal(StrEnum):  # a key that hashes fast
     LOST = "lost"  # the connection to the replica ended
 
 
+class ReadCounts:
+    """What became of the reads that asked for one level."""
+
+    __slots__ = ("at_owner", "at_replica")
+
+    def __init__(self) -> None:
+        self.at_replica = 0  # replies of replicas handed out
+        self.at_owner = 0
+
+
 class Asked:
-    """One level in one RESP version, as reads ask for it, with what became of them. One object for equal ones."""
+    """One level in one RESP version, as reads ask for it."""
 
     __slots__ = (
-        "at_owner",
-        "at_replica",
         "bound",
+        "counts",
         "is_eventual",
         "is_session",
         "kind",
@@ -86,7 +96,8 @@ class Asked:
         "resp",
     )
 
-    def __init__(self, level: ReadLevel, resp: int) -> None:
+    def __init__(self, level: ReadLevel, resp: int, counts: ReadCounts) -> None:
+        self.counts = counts
         self.level = level
         self.resp = resp
         self.kind = KINDS[resp][Lane.READ]
@@ -94,8 +105,6 @@ class Asked:
         self.is_session = level.level is Level.SESSION
         self.is_eventual = level.level is Level.EVENTUAL
         self.bound = level.max_staleness_seconds if level.level is Level.BOUNDED_STALENESS else inf
-        self.at_replica = 0  # replies handed out
-        self.at_owner = 0
 
 
 class ReadSlot(Slot):
@@ -259,20 +268,20 @@ class ReplicaReads:
         self.stamps_total = 0  # questions to replicas
         self.refusals: Counter[Refusal] = Counter()
         self.staleness = Histogram(STALENESS_BUCKETS)  # of reads at replicas, when their stamp came: at most
+        self.counts = {level: ReadCounts() for level in Level}
         self._asked: dict[tuple[ReadLevel, int], Asked] = {}
         self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}  # that are not on their way
         self._flushing = self._groups
         self._asking: set[ShardReplicas] = set()  # whose primary owes a floor: new reads wait for the next
 
     def asked(self, level: ReadLevel, resp: int) -> Asked:
-        """The object that stands for this level in this RESP version."""
+        """The object that stands for this level in this RESP version; reads of one object share their questions."""
         found = self._asked.get((level, resp))
         if found is None:
-            found = self._asked[level, resp] = Asked(level, resp)
+            if len(self._asked) >= ASKED_MAX:  # clients name bounds in milliseconds; who has one keeps it
+                self._asked.clear()
+            found = self._asked[level, resp] = Asked(level, resp, self.counts[level.level])
         return found
-
-    def all_asked(self) -> Iterable[Asked]:
-        return self._asked.values()
 
     def group(self, shard: ShardReplicas, asked: Asked, session: SessionFloors | None = None) -> ReadGroup:
         """The group that leaves at the end of this turn. A read that is put into it has its client held until then."""
@@ -489,7 +498,7 @@ class ReplicaReads:
 
     def _return_all(self, group: ReadGroup) -> None:
         group.is_returned = True
-        group.asked.at_owner += len(group.reads)
+        group.asked.counts.at_owner += len(group.reads)
         if group.session is not None:
             group.session.on_owner(group.shard)
         for slot in group.reads:
@@ -506,7 +515,7 @@ class ReplicaReads:
             self.refusals[Refusal.TOO_OLD] += 1
             self._return_read(group, slot, slot)
         else:
-            group.asked.at_replica += 1
+            group.asked.counts.at_replica += 1
             slot.answer(reply)
 
     def lose(self, group: ReadGroup, slot: ReadSlot) -> None:
@@ -520,7 +529,7 @@ class ReplicaReads:
             group.returned = set()
             group.is_plain = False
         group.returned.add((id(slot.requester), slot.hash_slot))
-        group.asked.at_owner += 1
+        group.asked.counts.at_owner += 1
         if group.session is not None:
             group.session.on_owner(group.shard)
         self._to_owner(queued, slot, group.asked.kind)

@@ -263,10 +263,15 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
 
 
 def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, ReadGroup]:
-    """The parts that replicas may serve. A part of EXISTS, a number, would not show which of its keys is missing."""
+    """The parts that replicas may serve; each part of a read counts as one.
+
+    A part of EXISTS, a number, would not show which of its keys is missing.
+    """
     policy, command = open_requests.policy, slot.command
     found: dict[Part, ReadGroup] = {}
     if policy is None:
+        if command.only_reads:
+            open_requests.exchange.reads.strong_total += len(slot.parts)
         return found
     if not command.only_reads:
         policy.note_write([part.hash_slot for part in slot.parts])

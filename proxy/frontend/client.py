@@ -231,6 +231,8 @@ class ClientConnection(OpenRequests):
             return self._relay_by_policy(self.policy, found, only_reads)
         if only_reads:
             self.exchange.reads.strong_total += len(found)
+        elif len(found) > 1:
+            self.exchange.reads.strong_total += sum([command.only_reads for command, _, _ in found])
         kind = self.choose_kind(only_reads)
         if kind is None:
             self.hold_until_drained()
