@@ -95,8 +95,7 @@ class RequestSlot(ReplySlot):
 class ReplicaSlot(RequestSlot, ReadSlot):
     """A read that a replica may serve; once it is in no group any more it is like any other of its client's."""
 
-    __slots__ = ("group",)
-    direct = False
+    __slots__ = ("direct", "group")
 
     def __init__(
         self, requester: Requester, command: Command, raw: bytes, hash_slot: int, group: ReadGroup
@@ -108,20 +107,13 @@ class ReplicaSlot(RequestSlot, ReadSlot):
         self.reply = None
         self.redirect = None
         self.group: ReadGroup | None = group
+        self.direct: bool | None = None  # a value shows that the key is there
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
-        group = self.group
-        if group is None:
+        if self.group is None:
             super().on_reply(reply, connection)
-        # The usual case at once: a value that is not empty.
-        elif group.is_plain and ((reply[0] == 36 and reply[1] > 48) or not could_mean_absence(reply)):
-            group.asked.counts.at_replica += 1
-            self.reply = reply
-            requester = self.requester
-            if not requester.dirty:
-                connection.hub.touched(requester)
         else:
-            group.service.consider(group, self, reply)
+            self.group.service.consider(self.group, self, reply)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
         if self.group is None:
@@ -131,6 +123,11 @@ class ReplicaSlot(RequestSlot, ReadSlot):
 
     def leave_group(self) -> None:
         self.group = None
+        self.direct = True
+
+    def look_closely(self) -> None:
+        if self.group is not None:
+            self.direct = False
 
     def lacks(self, reply: bytes) -> bool:
         return could_mean_absence(reply)

@@ -64,9 +64,10 @@ REPLICA_READS = _counter("replica_reads", "Reads sent to a replica.", "node")
 def read_samples(reads: ReplicaReads, replicas: Replicas) -> Iterator[Sample]:
     """All numbers of reads and replicas as they are now."""
     yield Sample(READS, reads.strong_total, ("strong", "strong", "primary"))
+    answered = reads.answered()
     for level, counts in reads.counts.items():
         if level in ROUTED_MODES and level is not Level.STRONG:
-            yield Sample(READS, counts.at_replica, (level.value, level.value, "replica"))
+            yield Sample(READS, answered[level], (level.value, level.value, "replica"))
             yield Sample(READS, counts.at_owner, (level.value, "strong", "primary"))
     for refusal in Refusal:
         yield Sample(REFUSALS, reads.refusals[refusal], (refusal.value,))

@@ -75,11 +75,12 @@ class Refusal(StrEnum):  # a key that hashes fast
 class ReadCounts:
     """What became of the reads that asked for one level."""
 
-    __slots__ = ("at_owner", "at_replica")
+    __slots__ = ("at_owner", "returned", "sent")
 
     def __init__(self) -> None:
-        self.at_replica = 0  # replies of replicas handed out
-        self.at_owner = 0
+        self.sent = 0  # to replicas
+        self.returned = 0  # of those, by the owner in the end
+        self.at_owner = 0  # those too
 
 
 class Asked:
@@ -93,6 +94,7 @@ class Asked:
         "kind",
         "level",
         "needs_floor",
+        "open_groups",
         "resp",
     )
 
@@ -104,6 +106,7 @@ class Asked:
         self.needs_floor = level.level in (Level.CAUGHT_UP, Level.SESSION)
         self.is_session = level.level is Level.SESSION
         self.is_eventual = level.level is Level.EVENTUAL
+        self.open_groups: dict[ShardReplicas, ReadGroup] = {}  # that leave at the end of the turn
         self.bound = level.max_staleness_seconds if level.level is Level.BOUNDED_STALENESS else inf
 
 
@@ -112,9 +115,16 @@ class ReadSlot(Slot):
 
     __slots__ = ()
 
+    reply: bytes | None
+    group: ReadGroup | None  # set by ``leave_group`` alone
+
     @abstractmethod
     def leave_group(self) -> None:
         """From now on its reply comes from the owner."""
+
+    @abstractmethod
+    def look_closely(self) -> None:
+        """Have ``ReplicaReads.consider`` see its reply, also if that shows that the key is there."""
 
     @abstractmethod
     def lacks(self, reply: bytes) -> bool:
@@ -131,6 +141,8 @@ class ReadSlot(Slot):
 
 class SessionFloors(Protocol):
     """What a group needs of a session: see ``proxy.exchange.sessions``."""
+
+    open_groups: dict[ShardReplicas, ReadGroup]
 
     def floor_of(self, shard: ShardReplicas) -> Point | None:
         """What its next read must show; None when the primary has to be asked."""
@@ -156,7 +168,6 @@ class ReadGroup:
         "asked_at",
         "connection",
         "floor",
-        "is_plain",
         "is_returned",
         "judged_in",
         "proven_until",
@@ -180,7 +191,6 @@ class ReadGroup:
         self.connection: NodeConnection | None = (
             None  # that a session has to go on with, if it has no new floor
         )
-        self.is_plain = True  # a reply that shows that its key is there counts without another look
         self.is_returned = False  # all its reads went to the owner
         self.judged_in = 0  # the turn in which the stamp came
         self.proven_until = inf  # Trio's clock: after it the replies are older than the bound
@@ -270,8 +280,9 @@ class ReplicaReads:
         self.staleness = Histogram(STALENESS_BUCKETS)  # of reads at replicas, when their stamp came: at most
         self.counts = {level: ReadCounts() for level in Level}
         self._asked: dict[tuple[ReadLevel, int], Asked] = {}
-        self._groups: dict[tuple[ShardReplicas, object], ReadGroup] = {}  # that are not on their way
+        self._groups: list[ReadGroup] = []  # that are not on their way
         self._flushing = self._groups
+        self._timed: list[ReadGroup] = []  # proven in this turn, for a while
         self._asking: set[ShardReplicas] = set()  # whose primary owes a floor: new reads wait for the next
 
     def asked(self, level: ReadLevel, resp: int) -> Asked:
@@ -284,35 +295,65 @@ class ReplicaReads:
         return found
 
     def group(self, shard: ShardReplicas, asked: Asked, session: SessionFloors | None = None) -> ReadGroup:
-        """The group that leaves at the end of this turn. A read that is put into it has its client held until then."""
-        key = (shard, session or asked)
-        group = self._groups.get(key)
+        """The group that leaves at the end of this turn. A read that is put into it has its client held until then.
+
+        It is ``open_groups[shard]`` of the session or else of ``asked``, if it is there already.
+        """
+        open_groups = asked.open_groups if session is None else session.open_groups
+        group = open_groups.get(shard)
         if group is None:
-            group = self._groups[key] = ReadGroup(self, shard, asked, session)
-            if not self.dirty:
-                self.dirty = True  # not ``touched``, which outside a turn would flush before the read is in
-                self.hub.dirty.append(self)
+            group = open_groups[shard] = ReadGroup(self, shard, asked, session)
+            self._groups.append(group)
+            self._flush_soon()
         return group
+
+    def _flush_soon(self) -> None:
+        """At the end of the turn. Not ``touched``: outside a turn it flushes now, before the read is in its group."""
+        if not self.dirty:
+            self.dirty = True
+            self.hub.dirty.append(self)
+
+    def answered(self) -> dict[Level, int]:
+        """How many reads of each level replicas answered. Counted when somebody wants to know."""
+        pending = Counter(
+            slot.group.asked.level.level
+            for connection in self.replicas.nodes.connections()
+            for slot in connection.owed
+            if isinstance(slot, ReadSlot) and slot.group is not None
+        )
+        return {
+            level: counts.sent - counts.returned - pending[level] for level, counts in self.counts.items()
+        }
 
     # -- the turn's end
 
     def flush(self) -> None:
+        for group in self._timed:
+            if group.reads[-1].reply is None:  # a later turn may be too late
+                for read in group.reads:
+                    read.look_closely()
+        self._timed.clear()
+        if not self._groups:
+            return
         groups = self._flushing = self._groups
-        self._groups = {}
+        self._groups = []
         self.replicas.used_at = now = trio.current_time()
         waiting: dict[ShardReplicas, list[ReadGroup]] = {}
         ready: dict[ShardReplicas, list[ReadGroup]] = {}
-        for key, group in groups.items():
+        for group in groups:
+            session = group.session
+            if session is not None and group.reads:
+                self._prepare(group, session)
+            if group.asked.needs_floor and group.floor is None and group.shard in self._asking:
+                self._groups.append(group)  # who reads meanwhile joins it: one more question serves all
+                continue
+            del (group.asked if session is None else session).open_groups[group.shard]
             if not group.reads:  # an MGET that went elsewhere after all
                 continue
-            if group.session is not None:
-                self._prepare(group)
-            if not group.asked.needs_floor or group.floor is not None:
-                ready.setdefault(group.shard, []).append(group)
-            elif group.shard in self._asking:
-                self._groups[key] = group  # who reads meanwhile joins it: one more question serves all
-            else:
+            if group.asked.needs_floor and group.floor is None:
                 waiting.setdefault(group.shard, []).append(group)
+            else:
+                ready.setdefault(group.shard, []).append(group)
         for shard, those in waiting.items():
             self._ask_floor(shard, those, now)
         for shard, those in ready.items():
@@ -320,13 +361,11 @@ class ReplicaReads:
 
     def on_fault(self, error: Exception) -> None:
         """A bug in ``flush``: nobody may wait for ever."""
-        for group in self._flushing.values():
+        for group in self._flushing:
             self._refuse(group, internal_fault("flush"))
 
-    def _prepare(self, group: ReadGroup) -> None:
+    def _prepare(self, group: ReadGroup, session: SessionFloors) -> None:
         """Take over what the session knows; it goes on with the replica that it read at, or gets a new floor."""
-        session = group.session
-        assert session is not None
         group.floor = session.floor_of(group.shard)
         group.connection = session.line_of(group.shard)
         if group.connection is not None and self.readable_at(group.shard, group.connection) is None:
@@ -426,6 +465,7 @@ class ReplicaReads:
                     connection.queue(stamp)
                 stamp.groups.append(group)
             replica.reads_total += len(group.reads)
+            asked.counts.sent += len(group.reads)
             if group.session is not None:
                 group.session.on_served(shard, connection)
             connection.queue_all(group.reads)
@@ -442,6 +482,8 @@ class ReplicaReads:
         except SampleError as error:
             log.info("no_stamp", node=replica.address, reason=error)
             connection.discard_next(0, sum(len(group.reads) for group in question.groups))
+            for group in question.groups:
+                group.asked.counts.returned += len(group.reads)
             self.return_groups(question.groups, Refusal.NO_STAMP)
             return
         replica.note(sample, question.asked_at, now)
@@ -463,6 +505,7 @@ class ReplicaReads:
                 self._ask_floor(group.shard, (group,), now)
             else:
                 self.return_groups((group,), refusal)
+            group.asked.counts.returned += count
         if is_short:
             replica.is_behind = True
             self.stamps_total += 1
@@ -475,7 +518,8 @@ class ReplicaReads:
         if refusal is None:
             if asked.bound != inf:
                 group.proven_until = proven_until + asked.bound
-                group.is_plain = False
+                self._timed.append(group)
+                self._flush_soon()
                 self.staleness.observe(now - proven_until, len(group.reads))
             elif group.asked_at:
                 self.staleness.observe(now - group.asked_at, len(group.reads))
@@ -515,7 +559,6 @@ class ReplicaReads:
             self.refusals[Refusal.TOO_OLD] += 1
             self._return_read(group, slot, slot)
         else:
-            group.asked.counts.at_replica += 1
             slot.answer(reply)
 
     def lose(self, group: ReadGroup, slot: ReadSlot) -> None:
@@ -527,8 +570,10 @@ class ReplicaReads:
         """Have the owner serve one read, and each later one of its client on the same slot."""
         if group.returned is None:
             group.returned = set()
-            group.is_plain = False
+            for read in group.reads:
+                read.look_closely()
         group.returned.add((id(slot.requester), slot.hash_slot))
+        group.asked.counts.returned += 1
         group.asked.counts.at_owner += 1
         if group.session is not None:
             group.session.on_owner(group.shard)

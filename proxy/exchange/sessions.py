@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from proxy.exchange.replica_reads import INFO_REPLICATION
+from proxy.exchange.replica_reads import INFO_REPLICATION, ReadGroup
 from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.replicas.service import Replicas, ShardReplicas
@@ -41,6 +41,7 @@ class Session:
     """One connection's session."""
 
     def __init__(self, replicas: Replicas) -> None:
+        self.open_groups: dict[ShardReplicas, ReadGroup] = {}
         self._replicas = replicas
         self._state: SessionState[ShardReplicas] = SessionState()
         self._lines: dict[ShardReplicas, NodeConnection] = {}

@@ -77,6 +77,9 @@ class Part(ReadSlot):
     def leave_group(self) -> None:
         self.group = None
 
+    def look_closely(self) -> None:
+        """Each of its replies is."""
+
     def lacks(self, reply: bytes) -> bool:
         return lacks_a_value(reply)
 

@@ -290,7 +290,10 @@ class ClientConnection(OpenRequests):
                     shard is not None and asked is not None and shard.has_readable
                 ):  # as group_elsewhere finds, at less cost
                     self._is_collecting = True
-                    group = reads.group(shard, asked, policy.session if asked.is_session else None)
+                    session = policy.session if asked.is_session else None
+                    group = (asked if session is None else session).open_groups.get(shard)
+                    if group is None:
+                        group = reads.group(shard, asked, session)
                 else:
                     group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
                 if group is not None:

@@ -265,7 +265,10 @@ class NodeConnection(Endpoint):
                 raise ReplyError(f"a reply that nothing asked for: {reply[:40]!r}")
             slot = next_slot()
             answered += 1
-            if slot.direct and (kind != 45 or not needs_attention(reply)):
+            direct = slot.direct
+            if (direct and (kind != 45 or not needs_attention(reply))) or (
+                direct is None and kind == 36 and reply[1] > 48
+            ):
                 slot.reply = reply  # type: ignore[attr-defined]  # direct slots are ReplySlots; a cast costs time
                 requester = slot.requester
                 if not requester.dirty:  # type: ignore[union-attr]

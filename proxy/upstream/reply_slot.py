@@ -7,7 +7,7 @@ n-th reply always belongs to the n-th slot. A slot is answered exactly once: by 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -23,8 +23,9 @@ class Slot(ABC):
     """One reply that an upstream connection owes."""
 
     __slots__ = ()
-    # True: a client's own slot, which the connection's read loop fills in place.
-    direct: ClassVar[bool] = False
+    # Whether the connection's read loop fills the slot, a client's own, in place: always (but for an error that needs
+    # attention), with a value that is not empty only (None), or never.
+    direct: bool | None = False
     raw: bytes  # exactly the bytes that were queued with the slot
     hash_slot: int  # the slot of its keys, or -1
     requester: Requester | None  # the client whose order the slot is part of, if any
@@ -62,7 +63,7 @@ class ReplySlot(Slot):
     """A client's slot for one request: in the client's queue in request order, filled when ``reply`` is set."""
 
     __slots__ = ("command", "hash_slot", "raw", "redirect", "reply", "requester")
-    direct = True
+    direct: bool | None = True
     requester: Requester
 
     def __init__(self, requester: Requester, command: Command, raw: bytes, hash_slot: int) -> None:

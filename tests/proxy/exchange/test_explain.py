@@ -539,7 +539,7 @@ async def test_no_counter_of_reads_counts_an_explanation(autojump_clock: MockClo
         await scene.explain(level)
     reads = scene.world.exchange.reads
     assert (reads.floors_total, reads.stamps_total, sum(reads.refusals.values())) == (0, 0, 0)
-    assert not any(counts.at_replica or counts.at_owner for counts in reads.counts.values())
+    assert not any(counts.sent or counts.at_owner for counts in reads.counts.values())
 
 
 async def test_a_map_that_changes_meanwhile_is_looked_at_anew(
