@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from routing.explain import key_text
 from routing.levels import Level, ReadLevel
 
 PREFIX = b"STEADY."
@@ -65,7 +66,7 @@ def parse(arguments: Sequence[bytes]) -> Steady:
         case b"STEADY.SNAPSHOT" | b"STEADY.PRIORITY" | b"STEADY.INFO" as name:
             raise SteadyError(f"ERR {name.decode()} is not part of this version")
     raise SteadyError(
-        f"ERR unknown command {arguments[0][:64]!r}; there are STEADY.READ, STEADY.TOKEN and STEADY.EXPLAIN"
+        f"ERR unknown command '{key_text(arguments[0][:64])}'; there are STEADY.READ, STEADY.TOKEN and STEADY.EXPLAIN"
     )
 
 
@@ -84,12 +85,12 @@ def _read(words: Sequence[bytes]) -> Steady:
             raise SteadyError("ERR STEADY.READ SESSION takes one token or none")
         return SetLevel(ReadLevel(Level.SESSION), rest[0] if rest else None)
     if rest:
-        raise SteadyError(f"ERR STEADY.READ {name.decode(errors='replace')} takes nothing more; {USAGE}")
+        raise SteadyError(f"ERR STEADY.READ {key_text(name[:64])} takes nothing more; {USAGE}")
     if name == b"AUTO":
         return SetLevel(None)
     if name in (b"STRONG", b"CAUGHT_UP", b"EVENTUAL"):
         return SetLevel(ReadLevel(Level(name.decode().lower())))
-    raise SteadyError(f"ERR unknown level {words[0][:64]!r}; {USAGE}")
+    raise SteadyError(f"ERR unknown level '{key_text(words[0][:64])}'; {USAGE}")
 
 
 def _bound(text: bytes) -> int:
@@ -97,5 +98,5 @@ def _bound(text: bytes) -> int:
     if text.isdigit() and len(text) <= 9 and 0 < int(text) <= STALENESS_MS_MAX:
         return int(text)
     raise SteadyError(
-        f"ERR the bound is a whole number of milliseconds from 1 to {STALENESS_MS_MAX}, not {text[:64]!r}"
+        f"ERR the bound is a whole number of milliseconds from 1 to {STALENESS_MS_MAX}, not '{key_text(text[:64])}'"
     )
