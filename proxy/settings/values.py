@@ -302,7 +302,7 @@ class ReadSettings:
             at_most=DAY_SECONDS,
             is_live=True,
         ),
-    ] = 0.25
+    ] = 0.5
     sample_interval_seconds: Annotated[
         float,
         Says(

@@ -121,14 +121,22 @@ class Nodes:
         self._changed = trio.Event()
 
     async def watch(self) -> None:
-        """Close connections that owe a reply for longer than the request deadline. Runs until cancelled."""
+        """Close connections that owe a reply for longer than the deadline. Runs until cancelled.
+
+        When this process itself stood still, replies may wait unread: that time is not held against the nodes.
+        """
+        due = trio.current_time() + WATCH_SECONDS
         while True:
-            await trio.sleep(WATCH_SECONDS)
+            await trio.sleep_until(due)
+            stood_still = max(0.0, trio.current_time() - due)
+            due = trio.current_time() + WATCH_SECONDS
             connections = list(self.connections())
             for first in range(0, len(connections), WATCHED_PER_STEP):
                 now = trio.current_time()
                 for connection in connections[first : first + WATCHED_PER_STEP]:
-                    if not connection.is_closed and connection.overdue(now, self.deadline_seconds):
+                    if not connection.is_closed and connection.overdue(
+                        now, self.deadline_seconds + stood_still
+                    ):
                         self.overdue_total += 1
                         connection.close(f"no reply within {self.deadline_seconds:g} s")
                 await trio.lowlevel.checkpoint()

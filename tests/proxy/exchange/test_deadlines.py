@@ -106,3 +106,26 @@ async def test_a_blocking_command_sent_to_and_fro(autojump_clock: MockClock, wor
                 world.nodes[index].reply(moved(world, key, 1 - index))
         await trio.sleep(0.01)
     assert str(values[-1]).startswith("NOTREADY")
+
+
+async def test_a_process_that_stood_still_does_not_blame_the_nodes(
+    mock_clock: MockClock, world: World
+) -> None:
+    """Replies may wait unread in its sockets, and are read before the next look at who is overdue."""
+    key = keys_of(world, 0)[0]
+    client = world.client()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.upstreams.watch)
+        await trio.testing.wait_all_tasks_blocked()
+        client.send(command("GET", key))
+        for _ in range(2):
+            mock_clock.jump(0.1)
+            await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(2 * DEADLINE_SECONDS)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.upstreams.overdue_total == 0
+        for _ in range(3):
+            mock_clock.jump(0.1)
+            await trio.testing.wait_all_tasks_blocked()
+        assert world.upstreams.overdue_total == 1
+        nursery.cancel_scope.cancel()
