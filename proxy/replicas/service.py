@@ -10,7 +10,7 @@ a replica, and a replica that does not answer is left soon: its reads go to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from math import inf
@@ -21,13 +21,14 @@ import trio
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import RESPS, Lane, Nodes
-from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, SampleReader, covers
+from routing.offsets import NO_POINT, OffsetHistory, Sample, SampleReader, covers
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, Address, Node, Role, Shard, TopologyView
 
 RESP_INDEX = {resp: index for index, resp in enumerate(RESPS)}
 LATENCY_WEIGHT = 0.2  # of the newest measurement in the moving average
+FEW = 8  # shards: when no more were replaced, only their slots are looked at
 HISTORY_SECONDS = 300.0  # of the primaries' offsets: the largest staleness that can be proved
 
 
@@ -193,10 +194,11 @@ class Replicas:
         self._resps = [2]  # the RESP versions in use
         self._shards: dict[str, ShardReplicas] = {}  # by the primary's node id
         self._entries: list[ShardReplicas | None] = [None]  # by the view's index
+        self._shards_seen: tuple[Shard, ...] = ()
         self._by_address: dict[Address, Replica] = {}
-        self._kept = 0  # nodes to which connections are kept
         self._of_owner: list[ShardReplicas | None] = [None] * SLOT_COUNT  # slot -> its shard, in flux or not
         self._settling: dict[int, float] = {}  # slot -> until when, Trio's clock
+        self._all_settling: float | None = None  # until when, after most slots changed hands at once
         self._in_flux: frozenset[int] = frozenset()
         nodes.on_change = self._on_connection
         topology.subscribe(self._on_view)
@@ -232,80 +234,124 @@ class Replicas:
 
     def settling_until(self, slot: int) -> float | None:
         """Until when (Trio's clock) the slot's reads go to its primary because it changed hands lately."""
+        if self._all_settling is not None:
+            return self._all_settling
         return self._settling.get(slot)
 
     def settle(self, now: float) -> None:
         """Let the replicas serve slots whose settling time is over. Called at a steady beat."""
+        if self._all_settling is not None and self._all_settling <= now:
+            self._all_settling = None
+            self._show()
         over = [slot for slot, until in self._settling.items() if until <= now]
         for slot in over:
             del self._settling[slot]
-            if slot not in self._in_flux:
+            if slot not in self._in_flux and self._all_settling is None:
                 self.of_slot[slot] = self._of_owner[slot]
+
+    def _show(self) -> None:
+        """Write the whole table."""
+        if self._all_settling is not None:
+            self.of_slot[:] = [None] * SLOT_COUNT
+            return
+        self.of_slot[:] = self._of_owner
+        for slot in chain(self._settling, self._in_flux):
+            self.of_slot[slot] = None
 
     # -- following the view and the connections
 
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
-        """Follow the view. What costs a pass over all slots goes at the speed of C, and only where it must."""
-        in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
-        looked_at: Iterable[int]  # the slots that may have got another entry
-        if new.shards is old.shards:
-            changed = [*compress(range(SLOT_COUNT), map(ne, old.shard_of_slot, new.shard_of_slot))]
-            former = [self._of_owner[slot] for slot in changed]
-            for slot in changed:
-                self._of_owner[slot] = self._entries[new.shard_of_slot[slot]]
-            looked_at = chain(changed, self._in_flux, in_flux)
-        else:
-            was = self._of_owner
-            self._follow(new.shards)
+        """Follow the view. A pass over all slots goes at the speed of C, and is left out where that can be."""
+        replaced = self._follow(new.shards) if new.shards is not self._shards_seen else ()
+        was = self._of_owner
+        if is_all := len(replaced) > FEW:
             self._of_owner = [*itemgetter(*new.shard_of_slot)(self._entries)]
             changed = [*compress(range(SLOT_COUNT), map(is_not, was, self._of_owner))]
-            former = [was[slot] for slot in changed]
-            self.of_slot[:] = self._of_owner
-            for slot in self._settling:
-                self.of_slot[slot] = None
-            looked_at = chain(changed, in_flux) if old is not EMPTY_VIEW else in_flux
-        self._in_flux = in_flux
+        else:
+            changed = []
+            if new.shard_of_slot != old.shard_of_slot:
+                changed += compress(range(SLOT_COUNT), map(ne, old.shard_of_slot, new.shard_of_slot))
+            if replaced:
+                changed += compress(range(SLOT_COUNT), map(set(replaced).__contains__, new.shard_of_slot))
+            self._of_owner = was.copy()
+            for slot in changed:
+                self._of_owner[slot] = self.of_slot[slot] = self._entries[new.shard_of_slot[slot]]
         if changed:
             self.map_version += 1
             if old is not EMPTY_VIEW:
                 until = trio.current_time() + self.options.settle_seconds
-                self._settling.update(dict.fromkeys(compress(changed, former), until))
-        for slot in looked_at:
-            self.of_slot[slot] = None if slot in self._settling or slot in in_flux else self._of_owner[slot]
+                if len(changed) > SLOT_COUNT // 2:  # one time for all is quicker than one for each
+                    self._all_settling = until
+                else:
+                    self._settling.update((slot, until) for slot in changed if was[slot] is not None)
+        were_in_flux = self._in_flux
+        self._in_flux = frozenset(slot for migration in new.migrations for slot in migration.slots)
+        if is_all or self._all_settling is not None:
+            self._show()
+            return
+        for slot in were_in_flux - self._in_flux:
+            self.of_slot[slot] = self._of_owner[slot]
+        for slot in chain(self._settling.keys() & {*changed, *were_in_flux}, self._in_flux):
+            self.of_slot[slot] = None
 
-    def _follow(self, shards: tuple[Shard, ...]) -> None:
-        """Have an entry for each shard and replica, and connections to those replicas and no others."""
-        former, self._shards = self._shards, {}
-        came: list[Address] = []
-        for shard in shards:
-            known = former.get(shard.primary.id)
-            if known is None or known.primary.address != shard.primary.address:
-                known = ShardReplicas(shard.primary)
-            self._shards[shard.primary.id] = known
-            known.primary = shard.primary
-            if known.nodes != shard.replicas:
-                known.nodes = shard.replicas
-                known.replicas = tuple(self._replica_of(known, node) for node in shard.replicas)
-                known.count_readable()
-                came += [node.address for node in shard.replicas]
-        if len(self._shards) < len(former) or any(
-            self._shards.get(shard_id) is not gone for shard_id, gone in former.items()
-        ):
-            owners = set(self._of_owner)
-            for shard_id, gone in former.items():
-                if self._shards.get(shard_id) is not gone:
-                    gone.is_gone = True
-                    gone.left_empty = gone not in owners
-        self._entries = [*self._shards.values(), None]  # the last stands for UNOWNED, which is -1
-        self._by_address = {replica.address: replica for replica in self.replicas()}
-        if came or len(self._by_address) != self._kept:
-            self._kept = len(self._by_address)
-            for resp in self._resps:
-                self.nodes.ensure_all(self._by_address, resp)
-            if shards:
-                self.nodes.retain(self._by_address)
-        for address in came:
+    def _follow(self, new: tuple[Shard, ...]) -> Sequence[int]:
+        """Have an entry for each shard and replica, and connections to those replicas and no others.
+
+        Returns the indexes whose shard is another one than before, or may be.
+        """
+        old = self._shards_seen
+        first, last = 0, len(new)  # a shard more or less: all before it and behind it is as it was
+        if len(old) != len(new):
+            first = _common(old, new)
+            last -= min(_common(reversed(old), reversed(new)), min(len(old), len(new)) - first)
+        shift = len(old) - len(new)
+        before = self._entries
+        known = [*before[:first], *[None] * (last - first), *before[last + shift : -1]]
+        if not shift:
+            known = before[:-1]
+        differing = [
+            index
+            for index in range(first, last)
+            if shift or (old[index] is not new[index] and old[index] != new[index])
+        ]
+        gone = before[first : last + shift] if shift else [before[index] for index in differing]
+        former = {shard.primary.id: shard for shard in gone if shard is not None}
+        for shard_id, shard in former.items():
+            del self._shards[shard_id]
+            for replica in shard.replicas:
+                self._by_address.pop(replica.address, None)
+        for index in differing:
+            entry = known[index] = self._shard_of(new[index], former)
+            self._shards[entry.primary.id] = entry
+            self._by_address.update((replica.address, replica) for replica in entry.replicas)
+        self._entries = [*known, None]  # the last: UNOWNED, which is -1
+        self._shards_seen = new
+        for shard_id, shard in former.items():
+            if self._shards.get(shard_id) is not shard:
+                shard.is_gone = True
+                shard.left_empty = shard not in self._of_owner
+        addresses = [node.address for index in differing for node in new[index].replicas]
+        for resp in self._resps:
+            self.nodes.ensure_all(addresses, resp)
+        if new:
+            self.nodes.retain(self._by_address)
+        for address in addresses:
             self._on_connection(address)
+        if shift:
+            return range(len(new))
+        return [*compress(range(len(new)), map(is_not, before, self._entries))]
+
+    def _shard_of(self, shard: Shard, former: Mapping[str, ShardReplicas]) -> ShardReplicas:
+        """The entry of a shard: the one that there is, with what changed, or a new one."""
+        known = former.get(shard.primary.id)
+        if known is None or known.primary.address != shard.primary.address:
+            known = ShardReplicas(shard.primary)
+        known.primary = shard.primary
+        if known.nodes != shard.replicas:
+            known.nodes = shard.replicas
+            known.replicas = tuple(self._replica_of(known, node) for node in shard.replicas)
+            known.count_readable()
+        return known
 
     def _replica_of(self, shard: ShardReplicas, node: Node) -> Replica:
         for replica in shard.replicas:
@@ -329,6 +375,11 @@ class Replicas:
                 self.on_connection_lost(replica)
 
 
-def point_text(point: Point) -> str:
-    """For people: the beginning of the history's id and the offset."""
-    return f"{point.replid[:8].decode()}:{point.offset}"
+def _common(some: Iterable[Shard], others: Iterable[Shard]) -> int:
+    """How many of them are equal from the beginning on."""
+    count = 0
+    for one, other in zip(some, others, strict=False):
+        if one is not other and one != other:
+            break
+        count += 1
+    return count
