@@ -438,9 +438,12 @@ class ReplicaReads:
     # -- stamps
 
     def _send(self, shard: ShardReplicas, groups: Sequence[ReadGroup], now: float) -> None:
-        """Send each group to a replica, behind one question for all groups that go the same way."""
+        """Send each group to a replica, behind one question for all groups that go the same way.
+
+        What needs no question goes last: ``on_stamp`` counts on the reads of its groups to be right behind it.
+        """
         stamps: dict[NodeConnection, StampQuestion] = {}
-        for group in groups:
+        for group in sorted(groups, key=_needs_no_stamp):
             asked = group.asked
             found: tuple[Replica, NodeConnection] | None
             if group.connection is not None:
@@ -590,6 +593,10 @@ class ReplicaReads:
             route.queue(queued)
         else:
             slot.wait_for_owner()
+
+
+def _needs_no_stamp(group: ReadGroup) -> bool:
+    return group.asked.is_eventual
 
 
 def judge(

@@ -343,6 +343,28 @@ async def test_eventual_asks_nobody_and_still_confirms_a_miss(world: World, shar
     assert client.values() == [b"old", None]
 
 
+async def test_a_stamp_that_proves_nothing_takes_no_reply_from_reads_that_need_none(
+    world: World, shard: Shard, autojump_clock: MockClock
+) -> None:
+    """Two groups behind one stamp, and between them, in the order in which they came, one of level eventual."""
+    from routing.offsets import parse_sample
+
+    known = world.replicas.owner_of(slot_of(shard.key))
+    known.note(parse_sample(primary(100)), trio.current_time())
+    known.replicas[0].note(parse_sample(replica(100)), trio.current_time(), trio.current_time())
+    levels = (("BOUNDED_STALENESS", "500"), ("EVENTUAL",), ("BOUNDED_STALENESS", "900"))
+    clients = [reader(world, *level) for level in levels]
+    with in_turn(world.hub):
+        for client, key in zip(clients, (shard.key, shard.other, shard.third), strict=True):
+            client.connection.receive(command("GET", key))
+    first, eventual, second = ([b"GET", key] for key in (shard.key, shard.other, shard.third))
+    stamp = replica(1000, syncing=1)
+    answers = (stamp, value(b"stale"), value(b"stale"), value(b"eventual"))
+    shard.answer(shard.replica, [INFO, first, second, eventual], *answers)
+    shard.answer(shard.primary, [first, second], value(b"1"), value(b"2"))
+    assert [client.values() for client in clients] == [[b"1"], [b"eventual"], [b"2"]]
+
+
 async def test_values_of_an_mget_come_from_replicas_and_owners(world: World, caught_up: Client) -> None:
     keys = [keys_of(world, index)[0] for index in range(3)]
     slot = slot_of(keys[2])
