@@ -268,11 +268,14 @@ class Replicas:
             self._of_owner = [*itemgetter(*new.shard_of_slot)(self._entries)]
             changed = [*compress(range(SLOT_COUNT), map(is_not, was, self._of_owner))]
         else:
-            changed = []
+            looked_at: set[int] = set()
             if new.shard_of_slot != old.shard_of_slot:
-                changed += compress(range(SLOT_COUNT), map(ne, old.shard_of_slot, new.shard_of_slot))
+                looked_at.update(compress(range(SLOT_COUNT), map(ne, old.shard_of_slot, new.shard_of_slot)))
             if replaced:
-                changed += compress(range(SLOT_COUNT), map(set(replaced).__contains__, new.shard_of_slot))
+                looked_at.update(
+                    compress(range(SLOT_COUNT), map(set(replaced).__contains__, new.shard_of_slot))
+                )
+            changed = [slot for slot in looked_at if was[slot] is not self._entries[new.shard_of_slot[slot]]]
             self._of_owner = was.copy()
             for slot in changed:
                 self._of_owner[slot] = self.of_slot[slot] = self._entries[new.shard_of_slot[slot]]
