@@ -20,7 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -34,9 +34,8 @@ from tests.proxy.world import FakeNode, Link, World, keys_of, world_of
 
 OK = b"+OK\r\n"
 NODES = 2
-REPLICAS_EACH = 2
-CLIENTS = 3
-BOUND_SECONDS = 0.1
+REPLICAS_MAX = 2  # of each
+CLIENTS = 4
 WAIT_SECONDS_MAX = 30.0  # no history may leave a client without replies for longer
 OFFSET_OF_ENTRY = 10
 LEVELS = {
@@ -44,8 +43,10 @@ LEVELS = {
     "caught_up": (b"CAUGHT_UP",),
     "session": (b"SESSION",),
     "bounded": (b"BOUNDED_STALENESS", b"100"),
+    "tight": (b"BOUNDED_STALENESS", b"50"),
     "eventual": (b"EVENTUAL",),
 }
+BOUNDS = {"bounded": 0.1, "tight": 0.05}  # seconds
 FRESH = ("strong", "caught_up")
 OWN = ("strong", "caught_up", "session")
 
@@ -80,7 +81,7 @@ class ModelCluster:
         self.number_of: dict[bytes, list[tuple[bytes, int]]] = {}  # a write's identity -> what it made
         # What each primary wrote: the key, and its version there, or None for "not here".
         self.logs: list[list[tuple[bytes, int | None]]] = [[] for _ in range(NODES)]
-        self.applied = [0] * (NODES * REPLICAS_EACH)
+        self.applied = [0] * (NODES * world.replicas_each)
         self.histories = [0] * NODES
         self.history_began = [0] * NODES  # its offset when it began
         self.may_refuse: set[str] = set()  # levels that something happened to which excuses an error
@@ -94,6 +95,7 @@ class ModelCluster:
     # -- what happens to the cluster
 
     def lose(self, index: int, executed: int) -> None:
+        index %= len(self.all_nodes)
         self.run(index, executed, answers=False)
         node = self.all_nodes[index]
         node.lose()
@@ -118,7 +120,8 @@ class ModelCluster:
 
     def apply(self, index: int, count: int) -> None:
         """A replica catches up a little."""
-        log = self.logs[index // REPLICAS_EACH]
+        index %= len(self.applied)
+        log = self.logs[index // self.world.replicas_each]
         self.applied[index] = min(len(log), self.applied[index] + count)
 
     def sample(self) -> None:
@@ -137,6 +140,7 @@ class ModelCluster:
     # -- what a node does
 
     def run(self, index: int, count: int, *, answers: bool = True, is_last_first: bool = False) -> int:
+        index %= len(self.all_nodes)
         node = self.all_nodes[index]
         states = self._states.setdefault(node.id, [])
         for link in node.links:
@@ -156,7 +160,7 @@ class ModelCluster:
         return done
 
     def _info(self, index: int) -> bytes:
-        shard = index if index < NODES else (index - NODES) // REPLICAS_EACH
+        shard = index if index < NODES else (index - NODES) // self.world.replicas_each
         replid = b"%040x" % (16 * (shard + 1) + self.histories[shard] % 16)
         if index < NODES:
             second = None
@@ -218,7 +222,7 @@ class ModelCluster:
         if index < NODES:
             log = self.logs[index]
         else:
-            log = self.logs[(index - NODES) // REPLICAS_EACH][: self.applied[index - NODES]]
+            log = self.logs[(index - NODES) // self.world.replicas_each][: self.applied[index - NODES]]
         number = next((number for known, number in reversed(log) if known == key), None)
         return None if number is None or not self.versions[key][number].is_there else b"%d" % number
 
@@ -399,17 +403,28 @@ class ModelClient:
             return
         assert read >= lower, f"it should show version {lower} of {key!r}: {what}"
         assert versions[read].step <= sent.replied
-        if sent.level == "bounded" and read + 1 < len(versions):
+        if sent.level in BOUNDS and read + 1 < len(versions):
             age = sent.replied_at - versions[read + 1].time
-            assert age <= BOUND_SECONDS + 1e-6, f"{age} s too old: {what}"
+            assert age <= BOUNDS[sent.level] + 1e-6, f"{age} s too old: {what}"
         newest[key] = max(newest.get(key, 0), read)
 
 
 # -- histories
 
+WRITTEN = (("send", 3, [("set", 0)]), ("run all",), ("apply all",), ("sample",))
+# A read without a stamp among those with one, whose replica cannot prove anything.
+MIXED_LEVELS = [*WRITTEN, ("sync", 0), ("together", [("get", 0)]), ("run all",)]
+# A write behind the read that asks for a floor, and a replica that lags.
+WRITE_BEHIND_A_READ = [
+    *WRITTEN,
+    *(("send", 0, [("get", 0), ("eval", 0)]), ("run all",), ("run all",), ("run all",)),
+    *(("send", 0, [("get", 0)]), ("run all",)),
+]
+
 PLACES = st.integers(0, 3)
 CLIENT = st.integers(0, CLIENTS - 1)
-NODE = st.integers(0, NODES * (1 + REPLICAS_EACH) - 1)
+NODE = st.integers(0, NODES * (1 + REPLICAS_MAX) - 1)
+REPLICA = st.integers(0, NODES * REPLICAS_MAX - 1)
 KINDS = st.sampled_from(
     [
         *("get", "get", "get", "mget", "sinter", "exists"),
@@ -421,10 +436,11 @@ STEP = st.one_of(
     st.tuples(st.just("send"), CLIENT, st.lists(st.tuples(KINDS, PLACES), min_size=1, max_size=5)),
     st.tuples(st.just("send"), CLIENT, st.lists(st.tuples(KINDS, PLACES), min_size=1, max_size=5)),
     st.tuples(st.just("together"), st.lists(st.tuples(KINDS, PLACES), min_size=1, max_size=3)),
+    st.tuples(st.just("together"), st.lists(st.tuples(st.just("get"), PLACES), min_size=1, max_size=2)),
     st.tuples(st.just("run"), NODE, st.integers(1, 6), st.booleans()),
     st.tuples(st.just("run"), NODE, st.integers(1, 6), st.booleans()),
     st.tuples(st.just("run all")),
-    st.tuples(st.just("apply"), st.integers(0, NODES * REPLICAS_EACH - 1), st.integers(1, 3)),
+    st.tuples(st.just("apply"), REPLICA, st.integers(1, 3)),
     st.tuples(st.just("apply all")),
     st.tuples(st.just("turn")),
     st.tuples(st.just("sample")),
@@ -432,15 +448,15 @@ STEP = st.one_of(
     st.tuples(st.just("hand over"), PLACES, st.integers(0, NODES - 1)),
     st.tuples(st.just("see")),
     st.tuples(st.just("lose"), NODE, st.integers(0, 5)),
-    st.tuples(st.just("sync"), st.integers(0, NODES * REPLICAS_EACH - 1)),
+    st.tuples(st.just("sync"), REPLICA),
     st.tuples(st.just("history"), st.integers(0, NODES - 1)),
     st.tuples(st.just("leave"), CLIENT),
     st.tuples(st.just("wait"), st.sampled_from([0.001, 0.03, 0.2])),
 )
 
 
-async def play(levels: list[str], steps: list[tuple]) -> None:  # type: ignore[type-arg]
-    async with world_of(NODES, replicas=REPLICAS_EACH) as world:
+async def play(replicas: int, levels: list[str], steps: list[tuple]) -> None:  # type: ignore[type-arg]
+    async with world_of(NODES, replicas=replicas) as world:
         for one in world.replicas.replicas():
             one.set_stage(Stage.READABLE)
         cluster = ModelCluster(world)
@@ -450,6 +466,7 @@ async def play(levels: list[str], steps: list[tuple]) -> None:  # type: ignore[t
         for index, level in enumerate(levels):
             clients[index].send([(level, 0)])
         await world.settle()
+        cluster.sample()
 
         def take() -> None:
             for client in clients:
@@ -478,7 +495,7 @@ async def play(levels: list[str], steps: list[tuple]) -> None:  # type: ignore[t
                 case ("apply", index, count):
                     cluster.apply(index, count)
                 case ("apply all",):
-                    for index in range(NODES * REPLICAS_EACH):
+                    for index in range(NODES * replicas):
                         cluster.apply(index, 1000)
                 case ("turn",):
                     await world.settle()
@@ -535,7 +552,13 @@ async def play(levels: list[str], steps: list[tuple]) -> None:  # type: ignore[t
         assert not reads._asking
 
 
-@given(st.lists(st.sampled_from([*LEVELS]), min_size=CLIENTS, max_size=CLIENTS), st.lists(STEP, max_size=40))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-def test_histories(levels: list[str], steps: list[tuple]) -> None:  # type: ignore[type-arg]
-    trio.run(play, levels, steps, clock=MockClock(autojump_threshold=0))
+@given(
+    st.integers(1, REPLICAS_MAX),
+    st.lists(st.sampled_from([*LEVELS]), min_size=CLIENTS, max_size=CLIENTS),
+    st.lists(STEP, max_size=40),
+)
+@example(1, ["bounded", "eventual", "tight", "strong"], MIXED_LEVELS)
+@example(1, ["session", "strong", "strong", "strong"], WRITE_BEHIND_A_READ)
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_histories(replicas: int, levels: list[str], steps: list[tuple]) -> None:  # type: ignore[type-arg]
+    trio.run(play, replicas, levels, steps, clock=MockClock(autojump_threshold=0))
