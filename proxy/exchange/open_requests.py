@@ -70,10 +70,10 @@ class RequestSlot(ReplySlot):
         self.reply = reply
         self.requester.hub.touched(self.requester)
 
-    def wait_for_owner(self) -> None:
-        """A read that went elsewhere: send it to its owner as soon as that takes requests."""
+    def wait_for_owner(self, since: float) -> None:
+        """A read that went elsewhere at ``since``: send it to its owner as soon as that takes requests."""
         assert isinstance(self.requester, OpenRequests)
-        self.requester.send_to_owner(self)
+        self.requester.send_to_owner(self, since)
 
     def overtaken_reply(self) -> bytes:
         """The error when it may not be sent again, because a later request on its key has run."""
@@ -226,6 +226,8 @@ class OpenRequests(Requester):
                     self.slots.append(read)
                     group.reads.append(read)
                     return
+                if not is_suited and self._is_collecting:
+                    kind = None
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
         self.send(slot, kind)
@@ -254,6 +256,11 @@ class OpenRequests(Requester):
             return False
         self._mixes = False  # it is held after each pass with such reads, so its writes wait for them anyway
         return True
+
+    @property
+    def has_reads_elsewhere(self) -> bool:
+        """Replicas get reads of this pass, at its end: what may name one of their keys must not overtake them."""
+        return self._is_collecting
 
     def note_at_owner(self) -> None:
         """Something was sent to an owner in this pass."""
@@ -299,14 +306,17 @@ class OpenRequests(Requester):
             policy.session.read_at_owner(hash_slot)
         return None
 
-    def send_to_owner(self, slot: RequestSlot) -> None:
-        """After what is in flight: by rule 5, by rule 4 while the slot is moving, or when its node is back."""
+    def send_to_owner(self, slot: RequestSlot, since: float | None = None) -> None:
+        """After what is in flight: by rule 5, by rule 4 while the slot is moving, or when its node is back.
+
+        ``since``: when it began to wait, if not now.
+        """
         owner = self.exchange.routes.owner(slot.hash_slot, self.resp, Lane.WRITE)
         if owner is not None:
-            self._retry(slot, Moved(slot.hash_slot, owner.address))
+            self._retry(slot, Moved(slot.hash_slot, owner.address), since)
             self.hub.touched(self)
         else:
-            self.retry(slot, "the slot's node takes no requests")
+            self.retry(slot, "the slot's node takes no requests", since)
 
     def start_work(self, command: Command, work: Work, *, cancel_on_close: bool = False) -> None:
         """Run ``work`` for its reply when all earlier requests are answered; the client is held until it is.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.exchange.replica_reads import Asked, ReplicaReads
-from proxy.exchange.sessions import LOST, Session
+from proxy.exchange.sessions import LOST, NOT_ASKED, Session
 from proxy.protocol.requests import key_of_simple
 from routing.levels import Level, LevelChoice, PrefixRule, ReadLevel
 
@@ -42,12 +42,13 @@ class ReadPolicy:
 
     def take_refusal(self) -> bytes | None:
         """The reply for a read that its session does not allow; None when it does."""
-        refusal = self.refusal
-        if self.session is not None:
-            if self.session.is_lost:
-                return LOST
-            self.refusal = None  # a primary did not answer: the next one checks again
-        return refusal
+        session, refusal = self.session, self.refusal
+        if session is None:
+            return refusal
+        if session.is_lost:
+            return LOST
+        self.refusal = None  # a primary did not answer: the next pass checks again
+        return NOT_ASKED if session.needs_check else refusal
 
     def of_key(self, key: bytes) -> Asked | None:
         """What a read of ``key`` asks for; None for strong."""

@@ -41,7 +41,7 @@ from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.metrics import Histogram
 from proxy.protocol.encode import command as encoded
-from proxy.replicas.service import Replica, Replicas, ShardReplicas
+from proxy.replicas.service import RESP_INDEX, Replica, Replicas, ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
@@ -135,8 +135,11 @@ class ReadSlot(Slot):
         """Take ``reply`` as it is."""
 
     @abstractmethod
-    def wait_for_owner(self) -> None:
-        """Its owner takes no request at the moment: go there as soon as that can be."""
+    def wait_for_owner(self, since: float) -> None:
+        """Its owner takes no request at the moment: go there as soon as that can be.
+
+        ``since``: from when its deadline counts, on Trio's clock.
+        """
 
 
 class SessionFloors(Protocol):
@@ -150,8 +153,12 @@ class SessionFloors(Protocol):
     def line_of(self, shard: ShardReplicas) -> NodeConnection | None:
         """Over which it read last: another replica may be behind this one."""
 
-    def on_floor(self, shard: ShardReplicas, sample: Sample) -> bytes | None:
-        """The primary's sample, asked after all that the session did; an error reply when it cannot go on."""
+    @property
+    def deeds(self) -> int:
+        """Counts what it did at owners."""
+
+    def on_floor(self, shard: ShardReplicas, sample: Sample, deeds: int | None = None) -> bytes | None:
+        """The primary's sample, asked after the first ``deeds`` or all; an error reply when it cannot go on."""
 
     def on_served(self, shard: ShardReplicas, connection: NodeConnection) -> None:
         """Its reads are served over this connection to a replica."""
@@ -166,7 +173,9 @@ class ReadGroup:
     __slots__ = (
         "asked",
         "asked_at",
+        "began",
         "connection",
+        "deeds",
         "floor",
         "is_returned",
         "judged_in",
@@ -185,8 +194,12 @@ class ReadGroup:
         self.shard = shard
         self.asked = asked
         self.session = session
+        self.deeds = (
+            0 if session is None else session.deeds
+        )  # later ones may be done after the floor is asked
         self.reads: list[ReadSlot] = []
         self.floor: Point | None = None
+        self.began = trio.current_time()
         self.asked_at = 0.0  # Trio's clock, before the floor was asked
         self.connection: NodeConnection | None = (
             None  # that a session has to go on with, if it has no new floor
@@ -368,8 +381,11 @@ class ReplicaReads:
         """Take over what the session knows; it goes on with the replica that it read at, or gets a new floor."""
         group.floor = session.floor_of(group.shard)
         group.connection = session.line_of(group.shard)
-        if group.connection is not None and self.readable_at(group.shard, group.connection) is None:
-            group.floor = group.connection = None
+        if group.connection is not None:
+            replica = self.readable_at(group.shard, group.connection)
+            # Of another RESP version, if its client has changed to this one.
+            if replica is None or replica.connections[RESP_INDEX[group.asked.resp]] is not group.connection:
+                group.floor = group.connection = None
 
     def readable_at(self, shard: ShardReplicas, connection: NodeConnection) -> Replica | None:
         """The replica behind a connection, if it can be read now and is not known to be behind."""
@@ -418,7 +434,7 @@ class ReplicaReads:
         going = []
         for group in question.groups:
             if group.session is not None:
-                refusal = group.session.on_floor(shard, sample)
+                refusal = group.session.on_floor(shard, sample, group.deeds)
                 if refusal is not None:
                     self._refuse(group, refusal)
                     continue
@@ -443,7 +459,9 @@ class ReplicaReads:
         What needs no question goes last: ``on_stamp`` counts on the reads of its groups to be right behind it.
         """
         stamps: dict[NodeConnection, StampQuestion] = {}
-        for group in sorted(groups, key=_needs_no_stamp):
+        if len(groups) > 1:
+            groups = sorted(groups, key=_needs_no_stamp)
+        for group in groups:
             asked = group.asked
             found: tuple[Replica, NodeConnection] | None
             if group.connection is not None:
@@ -476,7 +494,8 @@ class ReplicaReads:
     def on_stamp(self, question: StampQuestion, reply: bytes, connection: NodeConnection) -> None:
         """The replica answered: its groups' replies come next. Those that it does not prove go to the owner now.
 
-        The replies to those reads are still owed, right behind the stamp: they are read and dropped.
+        The replies to those reads are still owed, right behind the stamp, with no others between them: they are read
+        and dropped.
         """
         replica = question.replica
         now = trio.current_time()
@@ -549,7 +568,7 @@ class ReplicaReads:
         if group.session is not None:
             group.session.on_owner(group.shard)
         for slot in group.reads:
-            self._to_owner(slot, slot, group.asked.kind)
+            self._to_owner(group, slot, slot)
 
     def consider(self, group: ReadGroup, slot: ReadSlot, reply: bytes) -> None:
         """A reply that needs a look: it may mean absence, or come too late, or follow one that went to the owner."""
@@ -580,19 +599,19 @@ class ReplicaReads:
         group.asked.counts.at_owner += 1
         if group.session is not None:
             group.session.on_owner(group.shard)
-        self._to_owner(queued, slot, group.asked.kind)
+        self._to_owner(group, queued, slot)
 
-    def _to_owner(self, queued: Slot, slot: ReadSlot, kind: int) -> None:
+    def _to_owner(self, group: ReadGroup, queued: Slot, slot: ReadSlot) -> None:
         """Queue ``queued``, which stands for ``slot``, at the owner if it can be; else its client sees to it."""
         slot.leave_group()
         requester = slot.requester
         if requester is None or requester.is_closed:
             return
-        route = self.routes.of_slot[slot.hash_slot][kind]
+        route = self.routes.of_slot[slot.hash_slot][group.asked.kind]
         if isinstance(route, NodeConnection) and route.ready:
             route.queue(queued)
         else:
-            slot.wait_for_owner()
+            slot.wait_for_owner(group.began)
 
 
 def _needs_no_stamp(group: ReadGroup) -> bool:

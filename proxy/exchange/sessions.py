@@ -47,6 +47,9 @@ class Session:
         self._lines: dict[ShardReplicas, NodeConnection] = {}
         self._map_version = replicas.map_version
         self.is_lost = False  # reads are refused until the session is begun anew
+        self.deeds = (
+            0  # counts what it did at owners: a floor that was asked before does not show the last of them
+        )
 
     # -- what ``replica_reads`` asks and tells
 
@@ -60,10 +63,14 @@ class Session:
         """Whether ``on_floor`` would go on with this sample; changes nothing."""
         return not self.is_lost and self._state.is_kept(shard, sample)
 
-    def on_floor(self, shard: ShardReplicas, sample: Sample) -> bytes | None:
-        if self.is_lost or not self._state.sampled(shard, sample):
+    def on_floor(self, shard: ShardReplicas, sample: Sample, deeds: int | None = None) -> bytes | None:
+        if not self.is_kept(shard, sample):
             self.is_lost = True
             return LOST
+        # What came behind the reads that asked for the floor is sent after them, and noted before: the floor is
+        # right for those reads, and for no later ones.
+        if deeds is None or deeds == self.deeds:
+            self._state.sampled(shard, sample)
         self._lines.pop(shard, None)
         return None
 
@@ -71,6 +78,7 @@ class Session:
         self._lines[shard] = connection
 
     def on_owner(self, shard: ShardReplicas) -> None:
+        self.deeds += 1
         self._state.read_at_owner(shard)
 
     # -- what its client does
@@ -82,23 +90,27 @@ class Session:
 
     def wrote(self, slots: Iterable[int]) -> None:
         """Writes on these slots are sent."""
+        self.deeds += 1
         for slot in slots:
             shard = self._replicas.owner_of(slot)
             if shard is not None:
                 self._state.wrote(shard, b"" if shard.sample is None else shard.sample.point.replid)
 
     def read_at_owner(self, slot: int) -> None:
+        self.deeds += 1
         shard = self._replicas.owner_of(slot)
         if shard is not None:
             self._state.read_at_owner(shard)
 
     def wrote_somewhere(self) -> None:
         """A command ran whose slots are not known here: it may have written to any shard."""
+        self.deeds += 1
         for shard in self._replicas.shards():
             self._state.wrote(shard, b"" if shard.sample is None else shard.sample.point.replid)
 
     def read_somewhere(self) -> None:
         """A read was served by owners that are not known here."""
+        self.deeds += 1
         self._state.map_changed()
 
     async def check(self, exchange: Exchange, deadline: float) -> bytes | None:
@@ -157,7 +169,8 @@ class Session:
             return error("INVALIDTOKEN the token names no node of this cluster: it is of another one")
         if token.fingerprint != topology.view.fingerprint or token.epoch > topology.view.epoch:
             # Who made it may know of a change that is news here.
-            await _look_anew(exchange, token.epoch, deadline)
+            if not await _look_anew(exchange, token.epoch, deadline):
+                return NOT_LOOKED
             if token.epoch > topology.view.epoch:
                 return error(
                     f"NOTREADY the token is of cluster epoch {token.epoch}, and this proxy knows of"
@@ -183,6 +196,9 @@ class Session:
 
 
 NO_SECRET = error("NOTREADY the secret that signs tokens has not been read from the store yet; try again")
+NOT_LOOKED = error(
+    "NOTREADY the token is of another slot map, and the cluster could not be looked at to see which is newer; try again"
+)
 NOT_ASKED = error("NOTREADY a primary did not tell its offset, so nothing is proven of it; try again")
 
 
@@ -249,10 +265,14 @@ async def _sample_of(exchange: Exchange, shard: ShardReplicas, deadline: float) 
     return None
 
 
-async def _look_anew(exchange: Exchange, epoch: int, deadline: float) -> None:
-    """Wait until the view is of a look that began after now and knows ``epoch``; give up at the deadline."""
+async def _look_anew(exchange: Exchange, epoch: int, deadline: float) -> bool:
+    """Wait until the view is of a look that began after now and knows ``epoch``; give up at the deadline.
+
+    Whether the cluster was looked at.
+    """
     topology = exchange.topology
     began = trio.current_time()
     while trio.current_time() < deadline and (topology.looked_at <= began or topology.view.epoch < epoch):
         topology.refresh_soon()
         await trio.sleep(LOOK_SECONDS)
+    return topology.looked_at > began

@@ -70,9 +70,9 @@ class Part(ReadSlot):
         self.reply = reply
         self.parent.on_part(reply)
 
-    def wait_for_owner(self) -> None:
+    def wait_for_owner(self, since: float) -> None:
         """It went elsewhere: have it done again, at its owner."""
-        self.parent.on_part(None)
+        self.parent.on_part(None, since)
 
     def leave_group(self) -> None:
         self.group = None
@@ -237,11 +237,15 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
     lane = Lane.READ if command.is_readonly else Lane.WRITE
     is_alone = not open_requests.in_flight()
+    is_behind_reads = open_requests.has_reads_elsewhere
     elsewhere = _parts_elsewhere(open_requests, slot)
     kind = open_requests.choose_kind(command.is_readonly)
     open_requests.slots.append(slot)
     connections: list[NodeConnection] = []
     owners_parts = [part for part in slot.parts if part not in elsewhere]
+    if is_behind_reads and owners_parts and _may_share_a_key(open_requests, command):
+        open_requests.retry(slot, "it follows reads at replicas")
+        return
     for part in owners_parts:
         route = None if kind is None else open_requests.routes_of_slot[part.hash_slot][kind]
         if route is IN_FLUX and is_alone:  # rule 4: one by one
@@ -263,6 +267,15 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     for part, group in elsewhere.items():
         part.group = group
         group.reads.append(part)
+
+
+def _may_share_a_key(open_requests: OpenRequests, command: Command) -> bool:
+    """Whether a part that goes to the owner may name a key that earlier commands of this pass read at replicas.
+
+    A part of MGET goes there for its slot's sake, and then they did, too; or for its keys' rules.
+    """
+    policy = open_requests.policy
+    return command.name != "MGET" or (policy is not None and policy.looks_at_keys)
 
 
 def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part, ReadGroup]:
@@ -287,6 +300,8 @@ def _parts_elsewhere(open_requests: OpenRequests, slot: SplitSlot) -> dict[Part,
         )
         if group is not None:
             found[part] = group
+    if policy.session is not None and len(found) < len(slot.parts):
+        policy.session.read_somewhere()  # the owners may be asked after the floors
     return found
 
 

@@ -204,10 +204,11 @@ def dispatch_block(open_requests: OpenRequests, queued: Sequence[Queued], hash_s
     kind = open_requests.choose_kind(slot.only_reads)
     open_requests.slots.append(slot)
     route = None if kind is None else open_requests.routes_of_slot[hash_slot][kind]
-    if isinstance(route, NodeConnection) and route.ready:
+    if isinstance(route, NodeConnection) and route.ready and not open_requests.has_reads_elsewhere:
+        open_requests.note_at_owner()
         BlockAttempt(slot).queue(route)
     else:
-        open_requests.retry(slot, "the slot is moving or its node takes no requests")
+        open_requests.retry(slot, "the slot is moving or its node takes no requests, or reads are in flight")
 
 
 async def run_blocks(open_requests: OpenRequests, transaction: Transaction) -> bytes:

@@ -304,7 +304,7 @@ class ClientConnection(OpenRequests):
                 is_free = False  # see ``may_read_elsewhere``
             slot = RequestSlot(self, command, raw, hash_slot)
             self.slots.append(slot)
-            self.send(slot, kind)
+            self.send(slot, None if self._is_collecting and not command.is_read_at_replicas else kind)
             if self._retrying:
                 self.commands -= len(found) - place - 1
                 return sum(len(item[1]) for item in found[place + 1 :])
@@ -371,7 +371,7 @@ class ClientConnection(OpenRequests):
         if session is not None:
             if command.only_reads:
                 session.read_somewhere()
-            elif command.may_write or command.name == "EXEC":
+            elif command.may_write:
                 session.wrote_somewhere()
         return True
 
@@ -515,9 +515,14 @@ class ClientConnection(OpenRequests):
                 self._reply(_QUIT, encode.bulk(level.encode()))
             case steady.SetLevel(level, token):
                 if token is None and (level is None or level.level is not Level.SESSION):
-                    self.read_level = level
-                    self.choose_policy()
-                    self._reply(_QUIT, encode.OK)
+                    if (
+                        self.has_reads_elsewhere
+                    ):  # at another level, a read of the same key could overtake them
+                        self._work(_QUIT, partial(self._set_level, level))
+                    else:
+                        self.read_level = level
+                        self.choose_policy()
+                        self._reply(_QUIT, encode.OK)
                 else:  # in a task, so that it comes after everything that is in flight
                     self._work(_QUIT, partial(self._begin_session, level, token))
             case steady.MakeToken():
@@ -526,6 +531,11 @@ class ClientConnection(OpenRequests):
                 self._work(_QUIT, partial(self._explain, read))
             case _:
                 assert_never(asked)
+
+    async def _set_level(self, level: ReadLevel | None) -> bytes:
+        self.read_level = level
+        self.choose_policy()
+        return encode.OK
 
     async def _begin_session(self, level: ReadLevel | None, token: bytes | None) -> bytes:
         if token is None:
@@ -613,6 +623,11 @@ class ClientConnection(OpenRequests):
         self._update_plain()
         hash_slots = {item.hash_slot for item in transaction.queued if item.hash_slot >= 0}
         refusal = self.policy.take_refusal() if self.policy is not None else None
+        if self.policy is not None and (session := self.policy.session) is not None:
+            if all(item.command.only_reads for item in transaction.queued):
+                session.read_somewhere()
+            else:
+                session.wrote_somewhere()
         if transaction.failed:
             self._unwatch()
             self._reply(command, EXEC_ABORTED)

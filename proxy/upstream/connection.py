@@ -73,6 +73,7 @@ class NodeConnection(Endpoint):
         self._marks: deque[tuple[float, int]] = deque()  # (time, slots ever queued by then); see overdue()
         # Every slot queued by then is answered; until one is known to be, the first mark, a beat late at most.
         self._answered_until: float | None = None
+        self._arrived = (0, 0)  # at the last beat: replies, and the bytes of the next one
         hub.add(self)
 
     # -- requests
@@ -290,6 +291,7 @@ class NodeConnection(Endpoint):
 
         No request carries a time: each call notes how many were queued by now, and a note of more than the
         deadline ago that counts more than were answered since means that one of those still waits.
+        While more of a large reply has come since the last call, nothing is overdue: the node is at it.
         """
         self._marks.append((now, self.answered_total + len(self.owed)))
         if self._answered_until is None:
@@ -300,7 +302,9 @@ class NodeConnection(Endpoint):
             overdue = queued > self.answered_total
             if not overdue:
                 self._answered_until = noted_at
-        return overdue
+        part = len(self._growing) if self._growing is not None else self._unread_bytes if self._unread else 0
+        before, self._arrived = self._arrived, (self.answered_total, part)
+        return overdue and not (part and self._arrived > before)
 
     # -- ending
 

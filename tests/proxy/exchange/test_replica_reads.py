@@ -406,7 +406,186 @@ async def test_cursors_scripts_and_reads_of_several_keys_go_to_owners(
     assert world.exchange.reads.refusals[Refusal.COMMAND] == 4
 
 
+async def test_reads_without_a_stamp_do_not_stand_between_a_stamp_and_its_reads(
+    world: World, shard: Shard, autojump_clock: MockClock
+) -> None:
+    """Else the replies of the wrong reads are dropped: one client waits for ever, another gets what is too old."""
+    from routing.offsets import parse_sample
+
+    known = world.replicas.owner_of(slot_of(shard.key))
+    known.note(parse_sample(primary(100)), trio.current_time())
+    known.replicas[0].note(parse_sample(replica(100)), trio.current_time(), trio.current_time())
+    levels = (("BOUNDED_STALENESS", "500"), ("EVENTUAL",), ("BOUNDED_STALENESS", "600"))
+    clients = [reader(world, *level) for level in levels]
+    with in_turn(world.hub):
+        for client, key in zip(clients, (shard.key, shard.other, shard.third), strict=True):
+            client.connection.receive(command("GET", key))
+    gets = {key: [b"GET", key] for key in (shard.key, shard.other, shard.third)}
+    taken = shard.replica.take()
+    assert sorted(taken) == sorted([INFO, *gets.values()])
+    shard.replica.reply(*(replica(99) if words == INFO else value(b"old") for words in taken))
+    world.turn()
+    assert [client.values() for client in clients] == [[], [b"old"], []]
+    shard.answer(shard.primary, [gets[shard.key], gets[shard.third]], value(b"1"), value(b"3"))
+    assert [client.values() for client in clients] == [[b"1"], [], [b"3"]]
+
+
+@pytest.mark.parametrize(
+    "words", [("EXISTS",), ("SINTER",), ("HSCAN", "0")], ids=["parts", "several keys", "cursor"]
+)
+async def test_a_read_for_the_owner_does_not_overtake_reads_at_replicas(
+    world: World, shard: Shard, caught_up: Client, words: tuple[str, ...]
+) -> None:
+    """Else it could show an older state than the read before it."""
+    late = [words[0].encode(), shard.key, *(word.encode() for word in words[1:])]
+    caught_up.send(command("GET", shard.key) + command(words[0], shard.key, *words[1:]))
+    shard.answer(shard.primary, [INFO], primary(100))
+    assert shard.primary.take() == []
+    shard.answer(shard.replica, [INFO, [b"GET", shard.key]], replica(100), value(b"v"))
+    await world.settle()
+    shard.answer(shard.primary, [late], b":1\r\n")
+    await world.settle()
+    assert caught_up.values() == [b"v", 1]
+
+
+async def test_a_transaction_and_a_new_level_come_after_reads_at_replicas(
+    world: World, shard: Shard, caught_up: Client
+) -> None:
+    get = [b"GET", shard.key]
+    transaction = [[b"MULTI"], get, [b"EXEC"]]
+    caught_up.send(command("GET", shard.key) + b"".join(command(*words) for words in transaction))
+    shard.answer(shard.primary, [INFO], primary(100))
+    assert shard.primary.take() == []
+    shard.answer(shard.replica, [INFO, get], replica(100), value(b"1"))
+    await world.settle()
+    shard.answer(shard.primary, transaction, OK, b"+QUEUED\r\n", b"*1\r\n" + value(b"2"))
+    await world.settle()
+    assert caught_up.values() == [b"1", b"OK", b"QUEUED", [b"2"]]
+    caught_up.send(command("GET", shard.key) + command("STEADY.READ", "STRONG") + command("GET", shard.key))
+    shard.answer(shard.primary, [INFO], primary(100))
+    assert shard.primary.take() == []
+    shard.answer(shard.replica, [INFO, get], replica(100), value(b"2"))
+    await world.settle()
+    shard.answer(shard.primary, [get], value(b"3"))
+    assert caught_up.values() == [b"2", b"OK", b"3"]
+
+
+async def test_the_time_that_a_read_waits_for_a_floor_counts_towards_its_deadline(
+    world: World, shard: Shard, caught_up: Client, autojump_clock: MockClock
+) -> None:
+    caught_up.send(command("GET", shard.key))
+    await trio.sleep(4.0)
+    shard.primary.accepts = False
+    shard.primary.lose()
+    await world.settle()
+    await trio.sleep(1.5)
+    await world.settle()
+    (refusal,) = caught_up.values()
+    assert str(refusal).startswith("NOTREADY ")
+
+
 # -- sessions
+
+
+async def session_of(world: World) -> Client:
+    client = world.client()
+    client.send(command("STEADY.READ", "SESSION"))
+    await world.settle()
+    assert client.values() == [b"OK"]
+    return client
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        [["EVAL", "script", "1", "KEY"]],
+        [["FCALL", "function", "1", "KEY"]],
+        [["DEL", "KEY"]],
+        [["MULTI"], ["APPEND", "KEY", "v"], ["EXEC"]],
+    ],
+    ids=["script", "function", "split", "transaction"],
+)
+@pytest.mark.parametrize("is_pipelined", [False, True])
+async def test_a_session_sees_what_it_wrote(
+    world: World, shard: Shard, *, writes: list[list[str]], is_pipelined: bool
+) -> None:
+    """Also behind a read that asks for a floor, which is sampled before the write is sent."""
+    client = await session_of(world)
+    get = [b"GET", shard.key]
+    named = [[shard.key.decode() if word == "KEY" else word for word in words] for words in writes]
+    sent = [[word.encode() for word in words] for words in named]
+    replies = [b"+QUEUED\r\n"] * len(sent)
+    replies[0], replies[-1] = (OK, b"*1\r\n:1\r\n") if len(sent) > 1 else (b":1\r\n", b":1\r\n")
+    data = b"".join(command(*words) for words in named)
+    client.send(command("GET", shard.key) + (data if is_pipelined else b""))
+    shard.answer(shard.primary, [INFO], primary(100))
+    shard.answer(shard.replica, [INFO, get], replica(100), value(b"old"))
+    if not is_pipelined:
+        client.send(data)
+    await world.settle()
+    shard.answer(shard.primary, sent, *replies)
+    await world.settle()
+    assert client.values()[0] == b"old"
+    client.send(command("GET", shard.key))
+    shard.answer(shard.primary, [INFO], primary(110))
+    shard.answer(shard.replica, [INFO, get], replica(100), value(b"old"))
+    shard.answer(shard.primary, [get], value(b"new"))
+    assert client.values() == [b"new"]
+
+
+async def test_a_session_that_changes_its_resp_version_gets_replies_of_the_new_one(
+    world: World, shard: Shard
+) -> None:
+    client = await session_of(world)
+    read = [b"HGETALL", shard.key]
+    client.send(command("HGETALL", shard.key))
+    shard.answer(shard.primary, [INFO], primary(100))
+    shard.answer(shard.replica, [INFO, read], replica(100), b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n")
+    client.send(command("HELLO", "3"))
+    for _ in range(3):
+        await world.settle()
+    client.values()
+    asked = len(shard.replica.links[0].take())
+    client.send(command("HGETALL", shard.key))
+    shard.answer(shard.primary, [INFO], primary(100))
+    assert len(shard.replica.links[0].take()) == asked == 0
+    shard.answer(shard.replica, [INFO, read], replica(100), b"%1\r\n$1\r\nf\r\n$1\r\nv\r\n")
+    assert client.values() == [{b"f": b"v"}]
+
+
+async def test_a_session_that_could_not_be_checked_is_refused_until_it_is(
+    world: World, shard: Shard, autojump_clock: MockClock
+) -> None:
+    """Each read of the pass, not only the first."""
+    client = await session_of(world)
+    client.send(command("GET", shard.key))
+    shard.answer(shard.primary, [INFO], primary(100))
+    shard.answer(shard.replica, [INFO, [b"GET", shard.key]], replica(100), value(b"1"))
+    fail_over(world)
+    await world.settle()
+    client.send(command("GET", shard.key) + command("PING") + command("GET", shard.key))
+    await trio.sleep(6.0)  # no primary answers
+    await world.settle()
+    one, first, pong, second = client.values()
+    assert (one, pong) == (b"1", b"PONG")
+    assert str(first).startswith("NOTREADY a primary did not tell")
+    assert str(second) == str(first)
+
+
+async def test_a_token_of_another_map_needs_a_look_at_the_cluster(
+    world: World, autojump_clock: MockClock
+) -> None:
+    from routing.token import Token, pack_token
+
+    world.exchange.token_secret = b"s" * 32
+    witness = world.topology.view.shards[0].primary.id
+    client = world.client()
+    token = pack_token(Token(1, b"12345678", {}, frozenset({witness})), b"s" * 32)
+    client.send(command("STEADY.READ", "SESSION", token))
+    await trio.sleep(6.0)  # nobody looks
+    await world.settle()
+    (refusal,) = client.values()
+    assert str(refusal).startswith("NOTREADY the token is of another slot map")
 
 
 async def test_a_session_asks_the_primary_only_after_it_wrote(world: World, shard: Shard) -> None:

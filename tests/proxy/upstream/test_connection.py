@@ -249,6 +249,18 @@ def test_overdue_counts_from_when_a_request_was_first_seen(pair: Pair) -> None:
     assert not pair.connection.overdue(60.0, 5.0)
 
 
+@pytest.mark.parametrize("kind", [b"$3000\r\n", b"*3\r\n$3000\r\n"], ids=["bulk", "array"])
+def test_a_node_whose_large_reply_is_coming_is_not_overdue(pair: Pair, kind: bytes) -> None:
+    """It would lose all that others wait for on this connection; one that stops in the middle is ended."""
+    pair.connection.queue(RecordingSlot(b"x"))
+    assert not pair.connection.overdue(0.0, 1.0)
+    for beat, part in enumerate((kind, b"a" * 1000, b"a" * 1000), 1):
+        pair.far.sendall(part)
+        pair.turns()
+        assert not pair.connection.overdue(float(beat), 1.0)
+    assert pair.connection.overdue(4.0, 1.0)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["queue", "answer", "look"]), st.floats(0.01, 2.0)), max_size=40))
 def test_overdue_is_never_early_and_never_a_beat_late(steps: list[tuple[str, float]]) -> None:
     pair = Pair()
