@@ -49,6 +49,7 @@ from routing.levels import Level, ReadLevel
 from routing.offsets import OffsetHistory, Point, Sample, SampleError, covers
 
 INFO_REPLICATION = encoded("INFO", "replication")
+QUIET_SECONDS = 0.5  # without reads at replicas: then their offsets may be known from long ago
 ASKED_MAX = 1000  # levels with their bounds that are remembered
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
@@ -350,7 +351,10 @@ class ReplicaReads:
             return
         groups = self._flushing = self._groups
         self._groups = []
-        self.replicas.used_at = now = trio.current_time()
+        now = trio.current_time()
+        if now - self.replicas.used_at > QUIET_SECONDS:
+            self.replicas.on_news()
+        self.replicas.used_at = now
         waiting: dict[ShardReplicas, list[ReadGroup]] = {}
         ready: dict[ShardReplicas, list[ReadGroup]] = {}
         for group in groups:
@@ -509,7 +513,7 @@ class ReplicaReads:
             self.return_groups(question.groups, Refusal.NO_STAMP)
             return
         replica.note(sample, question.asked_at, now)
-        is_short = False
+        missed: Point | None = None
         first = 0  # of the group's reads, among what the connection owes
         for group in question.groups:
             count = len(group.reads)
@@ -519,7 +523,8 @@ class ReplicaReads:
                 group.judged_in = self.hub.turns_total
                 continue
             connection.discard_next(first - count, count)
-            is_short = is_short or refusal is Refusal.BEHIND
+            if refusal is Refusal.BEHIND:
+                missed = group.floor
             if refusal is Refusal.OTHER_HISTORY and group.session is not None and group.asked_at == 0.0:
                 # The primary may have begun a new history without what the session wrote: it is asked first.
                 group.is_returned = True
@@ -528,8 +533,8 @@ class ReplicaReads:
             else:
                 self.return_groups((group,), refusal)
             group.asked.counts.returned += count
-        if is_short:
-            replica.is_behind = True
+        if missed is not None:
+            replica.missed = missed
             self.stamps_total += 1
             connection.queue(StampQuestion(self, replica, now))  # often it takes but a moment
 

@@ -135,6 +135,8 @@ class Session:
                     self.is_lost = True
             self._state.map_changed()
             self._lines.clear()
+            if self._map_version >= 0 and self._state.touched():
+                self.wrote_somewhere()  # slots that it wrote may have gone to any shard, and what is owed with them
             self._map_version = version
         return LOST if self.is_lost else None
 

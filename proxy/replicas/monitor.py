@@ -133,7 +133,9 @@ class Monitor:
         self._changed_at = -inf  # Trio's time of the last change of a stage
         self._comparisons = trio.CapacityLimiter(COMPARISONS_MAX)
         self._nursery: trio.Nursery | None = None
+        self._news = trio.Event()
         replicas.on_connection_lost = self._on_connection_lost
+        replicas.on_news = lambda: self._news.set()
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -146,7 +148,9 @@ class Monitor:
                     for shard in [*self._shards.values()][first : first + ASKED_PER_STEP]:
                         self._ask_shard(shard)
                     await trio.lowlevel.checkpoint()
-                await trio.sleep_until(began + self.interval_seconds())
+                with trio.move_on_at(began + self.interval_seconds()):
+                    await self._news.wait()
+                self._news = trio.Event()
 
     def interval_seconds(self) -> float:
         """The time between two beats, as things are."""

@@ -21,7 +21,7 @@ import trio
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import RESPS, Lane, Nodes
-from routing.offsets import NO_POINT, OffsetHistory, Sample, SampleReader, covers
+from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, SampleReader, covers
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, Address, Node, Role, Shard, TopologyView
@@ -47,10 +47,10 @@ class Replica:
     __slots__ = (
         "connections",
         "in_zone",
-        "is_behind",
         "is_readable",
         "latency_seconds",
         "mismatched",
+        "missed",
         "node",
         "reader",
         "reads_total",
@@ -76,7 +76,7 @@ class Replica:
         self.sample: Sample | None = None  # the newest
         self.stamp = NO_POINT  # of that sample
         self.stamped_at = 0.0  # Trio's clock, when the sample came
-        self.is_behind = False  # its last stamp for reads did not reach their floor, and no later one has
+        self.missed: Point | None = None  # the floor that a stamp for reads did not reach, until one does
         self.zone = ""
         self.in_zone = True  # it is in this proxy's zone, or no zone is preferred
         self.mismatched: tuple[bytes, ...] = ()  # keys that differed from the primary's
@@ -105,9 +105,21 @@ class Replica:
         took = now - asked_at
         former = self.latency_seconds
         self.latency_seconds = took if former is None else former + LATENCY_WEIGHT * (took - former)
+        if self.missed is not None and self._has_caught_up(sample):
+            self.missed = None
+
+    def _has_caught_up(self, sample: Sample) -> bool:
+        """With what it missed, or, since that may be of a history that is over, with its primary."""
+        assert self.missed is not None
         primary = self.shard.sample
-        if self.is_behind and primary is not None and covers(sample.point, primary.point):
-            self.is_behind = False
+        return covers(sample.point, self.missed) or (
+            primary is not None and covers(sample.point, primary.point)
+        )
+
+    @property
+    def is_behind(self) -> bool:
+        """Reads that need a floor are not sent to it: it would hardly reach theirs."""
+        return self.missed is not None
 
 
 class ShardReplicas:
@@ -167,7 +179,7 @@ class ShardReplicas:
             connection = replica.connections[index]
             if not replica.is_readable or connection is None or not connection.ready:
                 continue
-            if replica.is_behind and not may_be_behind:
+            if replica.missed is not None and not may_be_behind:
                 continue
             if proven_since is not None:
                 until = self.history.proven_until(replica.stamp)
@@ -189,6 +201,8 @@ class Replicas:
         self.nodes = nodes
         self.topology = topology
         self.options = options
+        # Replicas came, or reads begin to be sent to them: who watches them should look now. As the next.
+        self.on_news: Callable[[], None] = lambda: None
         # A connection to one of them ended, perhaps with its process. Called at once, must not block.
         self.on_connection_lost: Callable[[Replica], None] = lambda replica: None
         self._resps = [2]  # the RESP versions in use
@@ -340,6 +354,8 @@ class Replicas:
             self.nodes.retain(self._by_address)
         for address in addresses:
             self._on_connection(address)
+        if addresses:
+            self.on_news()
         if shift:
             return range(len(new))
         return [*compress(range(len(new)), map(is_not, before, self._entries))]

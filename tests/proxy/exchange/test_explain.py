@@ -282,7 +282,7 @@ async def test_a_replica_that_was_behind_and_has_not_told_more_since(
     session = Session(scene.world.replicas)
     assert session.on_floor(scene.shard, Sample(True, Point(X, 90), NO_POINT)) is None
     scene.sampled(seconds_ago=0.1)
-    scene.replicas[0].is_behind = True
+    scene.replicas[0].missed = Point(scene.replicas[0].stamp.replid, 10**9)
     scene.told[scene.first] = replica(95)
     found = await scene.explain(SESSION, session=session)
     scene.assert_by(found, scene.second, Level.SESSION)
