@@ -25,7 +25,8 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import not_ready
-from proxy.exchange.replica_reads import INFO_REPLICATION, UNPROVEN, Asked, ReadCounts, Refusal, judge
+from proxy.exchange.read_groups import Asked, ReadCounts, Refusal, judge
+from proxy.exchange.replica_reads import INFO_REPLICATION, UNPROVEN
 from proxy.exchange.sessions import LOST, Session, samples_of
 from proxy.protocol import encode
 from proxy.replicas.service import RESP_INDEX, Replica, ShardReplicas

@@ -28,9 +28,10 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
+from proxy.exchange.read_groups import Asked, ReadGroup, ReadSlot, Refusal
 from proxy.exchange.read_policy import ReadPolicy
-from proxy.exchange.replica_reads import Asked, ReadGroup, ReadSlot, Refusal, could_mean_absence
 from proxy.exchange.routes import KINDS
+from proxy.protocol.absence import could_mean_absence
 from proxy.protocol.replies import decode
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from proxy.exchange.replica_reads import Asked, ReplicaReads
+from proxy.exchange.read_groups import Asked
+from proxy.exchange.replica_reads import ReplicaReads
 from proxy.exchange.sessions import LOST, NOT_ASKED, Session
 from proxy.protocol.requests import key_of_simple
 from routing.levels import Level, LevelChoice, PrefixRule, ReadLevel

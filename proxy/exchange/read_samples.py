@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from proxy.exchange.replica_reads import Refusal, ReplicaReads
+from proxy.exchange.read_groups import Refusal
+from proxy.exchange.replica_reads import ReplicaReads
 from proxy.metrics import PREFIX, Family, MetricType, Sample
 from proxy.replicas.service import Replicas
 from routing.levels import Level

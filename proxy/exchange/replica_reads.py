@@ -25,18 +25,15 @@ one. A reply that the replica still owes for it is dropped.
 
 from __future__ import annotations
 
-import re
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from math import inf
-from typing import Protocol
 
 import trio
 
 from proxy.exchange.failures import internal_fault
-from proxy.exchange.routes import KINDS, Routes
+from proxy.exchange.read_groups import Asked, ReadCounts, ReadGroup, ReadSlot, Refusal, SessionFloors, judge
+from proxy.exchange.routes import Routes
 from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.metrics import Histogram
@@ -46,7 +43,7 @@ from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
 from routing.levels import Level, ReadLevel
-from routing.offsets import OffsetHistory, Point, Sample, SampleError, covers
+from routing.offsets import Point, Sample, SampleError
 
 INFO_REPLICATION = encoded("INFO", "replication")
 QUIET_SECONDS = 0.5  # without reads at replicas: then their offsets may be known from long ago
@@ -54,161 +51,6 @@ ASKED_MAX = 1000  # levels with their bounds that are remembered
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
 log = get_logger(__name__)
-
-
-class Refusal(StrEnum):  # a key that hashes fast
-    """Why a read that could have been served by a replica went to its owner. The values are for metrics."""
-
-    IN_FLUX = "in_flux"  # its slot is moving, or moved lately, or has no owner
-    NOT_READABLE = "not_readable"  # no replica of the shard is
-    COMMAND = "command"  # it is not read at replicas
-    IN_FLIGHT = "in_flight"  # it follows the client's own requests that are on their way to the primary
-    NO_FLOOR = "no_floor"  # the primary did not tell its offset
-    KNOWN_BEHIND = "known_behind"  # the replicas were behind, and have not proved more since
-    BEHIND = "behind"  # the stamp is short of the floor
-    OTHER_HISTORY = "other_history"  # the stamp counts in another history than the floor
-    TOO_OLD = "too_old"  # the stamp proves an age over the bound
-    SYNCING = "syncing"  # the replica is being sent the whole data set
-    NO_STAMP = "no_stamp"  # the replica answered the question with an error
-    LOST = "lost"  # the connection to the replica ended
-
-
-class ReadCounts:
-    """What became of the reads that asked for one level."""
-
-    __slots__ = ("at_owner", "returned", "sent")
-
-    def __init__(self) -> None:
-        self.sent = 0  # to replicas
-        self.returned = 0  # of those, by the owner in the end
-        self.at_owner = 0  # those too
-
-
-class Asked:
-    """One level in one RESP version, as reads ask for it."""
-
-    __slots__ = (
-        "bound",
-        "counts",
-        "is_eventual",
-        "is_session",
-        "kind",
-        "level",
-        "needs_floor",
-        "open_groups",
-        "resp",
-    )
-
-    def __init__(self, level: ReadLevel, resp: int, counts: ReadCounts) -> None:
-        self.counts = counts
-        self.level = level
-        self.resp = resp
-        self.kind = KINDS[resp][Lane.READ]
-        self.needs_floor = level.level in (Level.CAUGHT_UP, Level.SESSION)
-        self.is_session = level.level is Level.SESSION
-        self.is_eventual = level.level is Level.EVENTUAL
-        self.open_groups: dict[ShardReplicas, ReadGroup] = {}  # that leave at the end of the turn
-        self.bound = level.max_staleness_seconds if level.level is Level.BOUNDED_STALENESS else inf
-
-
-class ReadSlot(Slot):
-    """What is read: a client's slot, or the part of an MGET. Its own reply counts as long as it is in no group."""
-
-    __slots__ = ()
-
-    reply: bytes | None
-    group: ReadGroup | None  # set by ``leave_group`` alone
-
-    @abstractmethod
-    def leave_group(self) -> None:
-        """From now on its reply comes from the owner."""
-
-    @abstractmethod
-    def look_closely(self) -> None:
-        """Have ``ReplicaReads.consider`` see its reply, also if that shows that the key is there."""
-
-    @abstractmethod
-    def lacks(self, reply: bytes) -> bool:
-        """Whether the reply may come from a node that does not have what is read."""
-
-    @abstractmethod
-    def answer(self, reply: bytes) -> None:
-        """Take ``reply`` as it is."""
-
-    @abstractmethod
-    def wait_for_owner(self, since: float) -> None:
-        """Its owner takes no request at the moment: go there as soon as that can be.
-
-        ``since``: from when its deadline counts, on Trio's clock.
-        """
-
-
-class SessionFloors(Protocol):
-    """What a group needs of a session: see ``proxy.exchange.sessions``."""
-
-    open_groups: dict[ShardReplicas, ReadGroup]
-
-    def floor_of(self, shard: ShardReplicas) -> Point | None:
-        """What its next read must show; None when the primary has to be asked."""
-
-    def line_of(self, shard: ShardReplicas) -> NodeConnection | None:
-        """Over which it read last: another replica may be behind this one."""
-
-    @property
-    def deeds(self) -> int:
-        """Counts what it did at owners."""
-
-    def on_floor(self, shard: ShardReplicas, sample: Sample, deeds: int | None = None) -> bytes | None:
-        """The primary's sample, asked after the first ``deeds`` or all; an error reply when it cannot go on."""
-
-    def on_served(self, shard: ShardReplicas, connection: NodeConnection) -> None:
-        """Its reads are served over this connection to a replica."""
-
-    def on_owner(self, shard: ShardReplicas) -> None:
-        """A read of it goes to the owner, which is newer than any stamp."""
-
-
-class ReadGroup:
-    """Reads of one shard in one turn that are proved together."""
-
-    __slots__ = (
-        "asked",
-        "asked_at",
-        "began",
-        "connection",
-        "deeds",
-        "floor",
-        "is_returned",
-        "judged_in",
-        "proven_until",
-        "reads",
-        "returned",
-        "service",
-        "session",
-        "shard",
-    )
-
-    def __init__(
-        self, service: ReplicaReads, shard: ShardReplicas, asked: Asked, session: SessionFloors | None
-    ) -> None:
-        self.service = service
-        self.shard = shard
-        self.asked = asked
-        self.session = session
-        self.deeds = (
-            0 if session is None else session.deeds
-        )  # later ones may be done after the floor is asked
-        self.reads: list[ReadSlot] = []
-        self.floor: Point | None = None
-        self.began = trio.current_time()
-        self.asked_at = 0.0  # Trio's clock, before the floor was asked
-        self.connection: NodeConnection | None = (
-            None  # that a session has to go on with, if it has no new floor
-        )
-        self.is_returned = False  # all its reads went to the owner
-        self.judged_in = 0  # the turn in which the stamp came
-        self.proven_until = inf  # Trio's clock: after it the replies are older than the bound
-        self.returned: set[tuple[int, int]] | None = None  # (client, slot) of reads that went to the owner
 
 
 class FloorQuestion(Slot):
@@ -623,45 +465,4 @@ def _needs_no_stamp(group: ReadGroup) -> bool:
     return group.asked.is_eventual
 
 
-def judge(
-    asked: Asked, history: OffsetHistory, floor: Point | None, sample: Sample, now: float
-) -> tuple[Refusal | None, float]:
-    """Whether a replica's ``sample`` proves what reads that come after it on its connection ask for; None: it does.
-
-    ``history``: of the shard's primary. ``floor``: for who needs one. With it, for bounded_staleness, until when
-    (Trio's clock) the replica has everything; else, or if that is not proven, -inf.
-    """
-    if sample.is_syncing:
-        return Refusal.SYNCING, -inf
-    if asked.bound != inf:
-        until = history.proven_until(sample.point)
-        if until is None:
-            refusal = Refusal.OTHER_HISTORY if sample.point.replid != history.replid else Refusal.TOO_OLD
-            return refusal, -inf
-        return (Refusal.TOO_OLD if now - until > asked.bound else None), until
-    assert floor is not None
-    if covers(sample.point, floor):
-        return None, -inf
-    return (Refusal.BEHIND if sample.point.replid == floor.replid else Refusal.OTHER_HISTORY), -inf
-
-
 UNPROVEN = b"-NOTREADY the primary did not tell whether it has what this session wrote; try again\r\n"
-
-
-# Replies that a key which is not there may get: nil, zero, nothing, "none"; TTL's -1 and -2; arrays of only these.
-_NOTHING = rb"\$-1|\*-1|_|:0|:-1|:-2|#f|\+none|,-?0|\$0\r\n|[*%~]0"
-_ABSENCE = re.compile(rb"(?:[*%~][0-9]+\r\n)?(?:(?:" + _NOTHING + rb")\r\n)+", re.DOTALL)
-
-
-def could_mean_absence(reply: bytes) -> bool:
-    """Whether the reply to a command on one key may come from a node that does not have the key; errors may, too.
-
-    A key is on a node as a whole. So a reply with anything in it that a missing key cannot give shows that the key is
-    there, and what else is missing in it is missing in the key.
-    """
-    return reply[0] == 45 or _ABSENCE.fullmatch(reply) is not None
-
-
-def lacks_a_value(reply: bytes) -> bool:
-    """Whether the reply to MGET may lack a key. Errs on the side of asking: a value may hold such bytes."""
-    return reply[0] == 45 or b"$-1\r\n" in reply or b"_\r\n" in reply

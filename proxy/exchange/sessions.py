@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from proxy.exchange.replica_reads import INFO_REPLICATION, ReadGroup
+from proxy.exchange.read_groups import ReadGroup
+from proxy.exchange.replica_reads import INFO_REPLICATION
 from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.replicas.service import Replicas, ShardReplicas

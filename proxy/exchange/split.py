@@ -15,8 +15,9 @@ import trio
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import ran_in_part
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
-from proxy.exchange.replica_reads import ReadGroup, ReadSlot, lacks_a_value
+from proxy.exchange.read_groups import ReadGroup, ReadSlot
 from proxy.exchange.routes import IN_FLUX
+from proxy.protocol.absence import lacks_a_value
 from proxy.protocol.encode import OK, array, frame, integer
 from proxy.protocol.replies import elements
 from proxy.upstream.connection import NodeConnection

@@ -26,8 +26,8 @@ from proxy.exchange.exchange import Exchange
 from proxy.exchange.explain import explain, reply_of
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
 from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
+from proxy.exchange.read_groups import ReadGroup
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
-from proxy.exchange.replica_reads import ReadGroup
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
 from proxy.exchange.split import SPLIT_RULES, dispatch_split

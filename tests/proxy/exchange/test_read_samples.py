@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from proxy.exchange.read_groups import Refusal
 from proxy.exchange.read_samples import read_samples
-from proxy.exchange.replica_reads import Refusal
 from proxy.metrics import Metrics
 from proxy.protocol.encode import command as encoded
 from routing.levels import Level
