@@ -117,16 +117,13 @@ def lasting_cluster(engine: Engine, replicas: int) -> Iterator[Cluster]:
             started.set_result((cluster, partial(token.run_sync_soon, ending.set)))
             await ending.wait()
 
-    def run_or_say() -> None:
-        try:
-            trio.run(run)
-        except BaseException as fault:
-            if started.done():
-                raise
-            started.set_exception(fault)
+    def say_why_not(ended: Future[None]) -> None:
+        if not started.done():
+            started.set_exception(ended.exception())
 
     with ThreadPoolExecutor(max_workers=1) as executor:
-        running = executor.submit(run_or_say)
+        running = executor.submit(trio.run, run)
+        running.add_done_callback(say_why_not)
         cluster, end = started.result()
         try:
             yield cluster
