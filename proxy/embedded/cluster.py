@@ -4,11 +4,15 @@
 `Cluster` is the handle: call a node, kill, freeze, continue and restart nodes, wait until all agree. It
 writes nothing to disk that outlives a restart of a node but the node's own cluster map: the servers save no
 data.
+
+The servers are one cluster from their start: each finds its cluster map written beside its configuration, as it
+would after a restart. Servers that meet instead wait for gossip, which takes seconds longer.
 """
 
 from __future__ import annotations
 
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -38,7 +42,9 @@ NODE_TIMEOUT_MS = 5_000  # a busy machine makes shorter ones fail over by themse
 # connections.
 _FREE_PORTS = range(10_100, 32_768 - BUS_PORT_OFFSET)
 _POLL_SECONDS = 0.02
-_SETTLE_SECONDS = 60.0  # forming takes 3 to 5, agreeing on a moved slot about 1
+_SETTLE_SECONDS = 60.0  # until a new cluster serves takes 2, agreeing on a moved slot about 1
+_MAP_FILE = "nodes.conf"
+_NODE_ID_BYTES = 20  # in hex 40 digits; of shard ids too
 _REAP_SECONDS = 10.0  # SIGKILL needs milliseconds; longer means a kernel in trouble
 
 
@@ -53,7 +59,7 @@ class Node:
     address: Address
     directory: Path
     primary: Node | None = None  # None: formed as a primary
-    id: str = ""  # 40 hex digits, known once it runs
+    id: str = ""  # 40 hex digits; "" in a cluster that was found
     process: subprocess.Popen[bytes] | None = None  # None: not running, or detached
     is_frozen: bool = False  # by SIGSTOP
 
@@ -237,7 +243,7 @@ async def running_cluster(
         try:
             for node in cluster.nodes:
                 cluster._spawn(node)
-            await form(cluster)
+            await wait_formed(cluster)
             yield cluster
         finally:
             with trio.move_on_after(_REAP_SECONDS) as reaping:
@@ -294,16 +300,19 @@ def lay_out(
     node_timeout_ms: int,
     extra: Sequence[str] = (),
 ) -> Cluster:
-    """Write each node's directory and configuration, emptied of an earlier run; start nothing."""
+    """Write each node's directory, configuration and cluster map, emptied of an earlier run; start nothing."""
     nodes: list[Node] = []
     for index, port in enumerate(ports):
         primary = None if index < primaries else nodes[(index - primaries) % primaries]
-        node = Node(Address(HOST, port), directory.absolute() / f"node-{port}", primary)
+        where = directory.absolute() / f"node-{port}"
+        node = Node(Address(HOST, port), where, primary, secrets.token_hex(_NODE_ID_BYTES))
         shutil.rmtree(node.directory, ignore_errors=True)
         node.directory.mkdir(parents=True)
         (node.directory / "node.conf").write_text(_configuration(node, node_timeout_ms))
         nodes.append(node)
-    return Cluster(engine, directory.absolute(), tuple(nodes), tuple(extra))
+    cluster = Cluster(engine, directory.absolute(), tuple(nodes), tuple(extra))
+    _write_maps(cluster)
+    return cluster
 
 
 def _configuration(node: Node, node_timeout_ms: int) -> str:
@@ -312,7 +321,7 @@ port {node.address.port}
 bind {HOST}
 dir "{node.directory}"
 cluster-enabled yes
-cluster-config-file nodes.conf
+cluster-config-file {_MAP_FILE}
 cluster-node-timeout {node_timeout_ms}
 appendonly no
 save ""
@@ -321,22 +330,32 @@ repl-diskless-sync no
 """
 
 
-async def form(cluster: Cluster) -> None:
-    """Make one cluster of servers that run and know nothing of each other. Raises ClusterError."""
-    for node in cluster.nodes:
-        await wait_answering(node)
-        node.id = (await cluster.call(node, "CLUSTER", "MYID")).decode()
-    for node, slots in zip(cluster.primaries, _shares(len(cluster.primaries)), strict=True):
-        await cluster.call(node, "CLUSTER", "ADDSLOTS", *slots)
-    for epoch, node in enumerate(cluster.nodes, start=1):
-        await cluster.call(node, "CLUSTER", "SET-CONFIG-EPOCH", epoch)
-    # Every pair meets: waiting for gossip to introduce them would take seconds.
-    for index, node in enumerate(cluster.nodes):
-        for other in cluster.nodes[index + 1 :]:
-            await cluster.call(node, "CLUSTER", "MEET", other.address.host, other.address.port)
-    for replica in cluster.replicas:
-        await _replicate(cluster, replica)
-    await cluster.wait_serving()
+def _write_maps(cluster: Cluster) -> None:
+    """Each node's map of the whole cluster, in the engines' own format."""
+    lines: dict[str, tuple[str, str]] = {}  # node id -> what stands before and after "myself," in its line
+    shares = _shares(len(cluster.primaries))
+    for epoch, (primary, slots) in enumerate(zip(cluster.primaries, shares, strict=True), start=1):
+        shard_id = secrets.token_hex(_NODE_ID_BYTES)
+        replicas = [node for node in cluster.replicas if node.primary is primary]
+        for node in (primary, *replicas):
+            where = _place(node, shard_id if cluster.engine.knows_shard_ids else "")
+            role = f"slave {primary.id}" if node.primary else "master -"
+            owned = "" if node.primary else f" {slots[0]}-{slots[-1]}"
+            lines[node.id] = f"{node.id} {where} ", f"{role} 0 0 {epoch} connected{owned}\n"
+    epochs = f"vars currentEpoch {len(cluster.primaries)} lastVoteEpoch 0\n"
+    for teller in cluster.nodes:
+        text = "".join(
+            before + ("myself," if node_id == teller.id else "") + after
+            for node_id, (before, after) in lines.items()
+        )
+        (teller.directory / _MAP_FILE).write_text(text + epochs)
+
+
+def _place(node: Node, shard_id: str) -> str:
+    """The second word of the node's line: host:port@bus-port,hostname,shard-id."""
+    host, port = node.address
+    place = f"{host}:{port}@{port + BUS_PORT_OFFSET}"
+    return f"{place},,shard-id={shard_id}" if shard_id else place
 
 
 def _shares(count: int) -> Iterator[range]:
@@ -345,19 +364,11 @@ def _shares(count: int) -> Iterator[range]:
     return (range(edges[index], edges[index + 1]) for index in range(count))
 
 
-async def _replicate(cluster: Cluster, replica: Node) -> None:
-    assert replica.primary is not None
-    with _deadline(f"{replica} cannot become a replica of {replica.primary}") as say:
-        while True:
-            try:
-                await cluster.call(replica, "CLUSTER", "REPLICATE", replica.primary.id)
-            except ServerError as refusal:
-                if "unknown node" not in str(refusal).lower():
-                    raise ClusterError(f"{replica} cannot become a replica: {refusal}") from refusal
-                say(str(refusal))  # they have not met yet
-                await trio.sleep(_POLL_SECONDS)
-            else:
-                return
+async def wait_formed(cluster: Cluster) -> None:
+    """Return once the servers that were started with their maps serve. Raises ClusterError."""
+    for node in cluster.nodes:
+        await wait_answering(node)
+    await cluster.wait_serving()
 
 
 async def wait_answering(node: Node) -> None:

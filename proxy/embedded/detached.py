@@ -23,10 +23,10 @@ from proxy.embedded.cluster import (
     ClusterError,
     Node,
     choose_ports,
-    form,
     lay_out,
     log_end,
     missing_to_serve,
+    wait_formed,
 )
 from proxy.embedded.connection import ConnectionLost, ServerError, connected
 from proxy.embedded.engine import Engine
@@ -75,7 +75,7 @@ async def start_detached(
     try:
         for node in cluster.nodes:
             await _start_daemon(cluster, node)
-        await form(cluster)
+        await wait_formed(cluster)
     except BaseException:
         with trio.CancelScope(shield=True):
             await stop_detached(directory)

@@ -42,6 +42,11 @@ class Engine:
         return tuple(int(number) for number in self.version.split("."))
 
     @property
+    def knows_shard_ids(self) -> bool:
+        """Whether its nodes name their shard in the cluster map; of servers without, the parts would differ."""
+        return self.release >= (7, 2)
+
+    @property
     def moves_slots_atomically(self) -> bool:
         """Whether it knows CLUSTER MIGRATESLOTS."""
         return self.name == "valkey" and self.release >= (9,)

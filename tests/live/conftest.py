@@ -1,14 +1,25 @@
-"""The engines that stand at hand, and clusters of them. A missing engine is a skip that names it."""
+"""The engines that stand at hand, and clusters of them. A missing engine is a skip that names it.
+
+A cluster needs two seconds before it serves. So tests that leave one as they found it share one: they take it with
+`share_cluster` and get it empty; what was not left whole nobody gets again.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from proxy.embedded.cluster import Cluster, running_cluster
 from proxy.embedded.engine import Engine, bundled_server, find_engine
@@ -55,6 +66,94 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 def start_cluster(engine: Engine) -> ClusterStarter:
     """`running_cluster` of this test's engine: ``async with start_cluster(primaries=3) as cluster``."""
     return partial(running_cluster, engine)
+
+
+class SharedClusters:
+    """Clusters of three primaries that outlive the tests that use them."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[Engine, int], tuple[Cluster, AbstractContextManager[Cluster]]] = {}
+
+    @asynccontextmanager
+    async def share(self, engine: Engine, replicas: int = 0) -> AsyncIterator[Cluster]:
+        """One with ``replicas`` for each primary, to be left with the slots, and all nodes running, as they are.
+
+        It is without keys, scripts and functions. After a failure, or if it is not left so, it is ended.
+        """
+        key = (engine, replicas)
+        if key not in self._running:
+            lasting = lasting_cluster(engine, replicas)
+            self._running[key] = lasting.__enter__(), lasting
+        cluster, _ = self._running[key]
+        before = await cluster.map_at(cluster.nodes[0])
+        is_whole = False
+        try:
+            yield cluster
+            await empty(cluster)
+            await cluster.wait_serving()
+            is_whole = (await cluster.map_at(cluster.nodes[0])).agreement == before.agreement
+        finally:
+            if not is_whole:
+                self._end(key)
+
+    def end(self) -> None:
+        for key in list(self._running):
+            self._end(key)
+
+    def _end(self, key: tuple[Engine, int]) -> None:
+        _, lasting = self._running.pop(key)
+        lasting.__exit__(None, None, None)
+
+
+@contextmanager
+def lasting_cluster(engine: Engine, replicas: int) -> Iterator[Cluster]:
+    """`running_cluster` in a thread, because a test's own event loop ends with the test."""
+    started: Future[tuple[Cluster, Callable[[], None]]] = Future()
+
+    async def run() -> None:
+        ending = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        async with running_cluster(engine, replicas=replicas) as cluster:
+            started.set_result((cluster, partial(token.run_sync_soon, ending.set)))
+            await ending.wait()
+
+    def say_why_not(ended: Future[None]) -> None:
+        if not started.done():
+            started.set_exception(ended.exception())
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        running = executor.submit(trio.run, run)
+        running.add_done_callback(say_why_not)
+        cluster, end = started.result()
+        try:
+            yield cluster
+        finally:
+            end()
+            running.result()
+
+
+async def empty(cluster: Cluster) -> None:
+    """Take from the nodes whatever a test may have put there, connections of clients aside."""
+    for node in cluster.primaries:
+        await cluster.call(node, "FLUSHALL")
+        await cluster.call(node, "SCRIPT", "FLUSH")
+        if cluster.engine.release >= (7,):
+            await cluster.call(node, "FUNCTION", "FLUSH")
+
+
+@pytest.fixture(scope="session")
+def shared_clusters() -> Iterator[SharedClusters]:
+    clusters = SharedClusters()
+    try:
+        yield clusters
+    finally:
+        clusters.end()
+
+
+@pytest.fixture
+def share_cluster(engine: Engine, shared_clusters: SharedClusters) -> ClusterStarter:
+    """A shared cluster of this test's engine: ``async with share_cluster(replicas=1) as cluster``."""
+    return partial(shared_clusters.share, engine)
 
 
 def _unpacked(folder: str, program: str) -> str | None:

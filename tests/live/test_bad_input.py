@@ -19,11 +19,10 @@ import pytest
 import trio
 
 from proxy.app import Proxy
-from proxy.embedded.cluster import running_cluster
 from proxy.protocol.encode import frame
 from proxy.settings import AdminSettings, ClientSettings, ClusterSettings, ListenerSettings, Settings
 from routing.topology import Address
-from tests.live.conftest import engine_named
+from tests.live.conftest import SharedClusters, engine_named
 
 pytestmark = pytest.mark.live
 
@@ -129,9 +128,11 @@ async def real_server(directory: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def running_proxy(clients: ClientSettings | None = None) -> AsyncIterator[tuple[Address, Proxy]]:
+async def running_proxy(
+    shared_clusters: SharedClusters, clients: ClientSettings | None = None
+) -> AsyncIterator[tuple[Address, Proxy]]:
     """A proxy in this process, before a cluster of three Redis 7.0 primaries."""
-    async with running_cluster(engine_named("redis-7.0"), primaries=3, replicas=0) as cluster:
+    async with shared_clusters.share(engine_named("redis-7.0")) as cluster:
         proxy = Proxy(
             Settings(
                 cluster=ClusterSettings(seeds=cluster.addresses),
@@ -212,10 +213,12 @@ async def bystander(address: Address, done: trio.Event, counts: list[int]) -> No
         counts.append(number)
 
 
-async def test_malformed_bytes_get_what_a_real_server_gives(tmp_path: Path) -> None:
+async def test_malformed_bytes_get_what_a_real_server_gives(
+    tmp_path: Path, shared_clusters: SharedClusters
+) -> None:
     async with (
         real_server(tmp_path) as server,
-        running_proxy() as (address, proxy),
+        running_proxy(shared_clusters) as (address, proxy),
         trio.open_nursery() as nursery,
     ):
         done = trio.Event()
@@ -238,10 +241,10 @@ async def test_malformed_bytes_get_what_a_real_server_gives(tmp_path: Path) -> N
     assert proxy.hub.faults_total == 0
 
 
-async def test_clients_that_never_read_never_finish_or_half_close() -> None:
+async def test_clients_that_never_read_never_finish_or_half_close(shared_clusters: SharedClusters) -> None:
     """Promise 7: each keeps what the settings allow, and the bystander is served all the while."""
     limits = replace(ClientSettings(), unsent_bytes_max=200_000, unsent_bytes_hard_max=8_000_000)
-    async with running_proxy(limits) as (address, proxy), trio.open_nursery() as nursery:
+    async with running_proxy(shared_clusters, limits) as (address, proxy), trio.open_nursery() as nursery:
         done = trio.Event()
         counts: list[int] = []
         nursery.start_soon(bystander, address, done, counts)

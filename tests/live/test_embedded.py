@@ -14,7 +14,7 @@ import trio
 
 from proxy.embedded.cluster import Cluster, ClusterError, Node, running_cluster
 from proxy.embedded.connection import ServerError
-from proxy.embedded.engine import Engine, find_engine
+from proxy.embedded.engine import find_engine
 from proxy.embedded.moves import (
     MoveError,
     move_slot_stepwise,
@@ -235,10 +235,10 @@ async def test_a_server_that_cannot_start_says_why() -> None:
             pass
 
 
-async def test_error_replies_are_values_in_a_pipeline_and_raised_alone(engine: Engine) -> None:
+async def test_error_replies_are_values_in_a_pipeline_and_raised_alone(share_cluster: ClusterStarter) -> None:
     """The connection decodes what servers of each engine answer."""
     async with (
-        running_cluster(engine, primaries=3, replicas=0) as cluster,
+        share_cluster(replicas=1) as cluster,
         cluster.connection(await owner_of(cluster, slot_of(b"k"))) as connection,
     ):
         with pytest.raises(ServerError, match="unknown command") as refused:

@@ -19,7 +19,9 @@ DEADLINE_SECONDS = 5.0  # the proxy's default request deadline
 SLACK_SECONDS = 1.5  # for a busy test machine, and the beat at which overdue requests are found
 CLIENTS = 12
 NODE_TIMEOUT_MS = 2500  # of the cluster, so that it fails over well within the proxy's deadline
-TWO_ENGINES = ["redis-7.0", "valkey-9.1"]  # where what is tested is the proxy's own doing
+# What is tested is the proxy's own doing; that each engine fails over, the embedded cluster's tests show.
+THREE_ENGINES = ["redis-6.2", "redis-7.0", "valkey-9.1"]
+TWO_ENGINES = THREE_ENGINES[1:]
 pytestmark = pytest.mark.live
 
 
@@ -101,6 +103,7 @@ async def _wait_promoted(cluster: Cluster, replica: Node) -> None:
         await trio.sleep(0.01)
 
 
+@pytest.mark.parametrize("engine", THREE_ENGINES, indirect=True)
 async def test_a_killed_primary(start_cluster: ClusterStarter) -> None:
     """Traffic resumes within a second of the cluster's own failover; writes of unknown outcome say so."""
     async with (

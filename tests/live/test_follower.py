@@ -26,12 +26,12 @@ class AtPrimaries(FollowingClient):
         return await self.write(key, *command)
 
 
-async def test_only_the_client_that_reads_at_replicas_sees_wrong_nils(start_cluster: ClusterStarter) -> None:
+async def test_only_the_client_that_reads_at_replicas_sees_wrong_nils(share_cluster: ClusterStarter) -> None:
     """While a slot stands half-moved, Redis's replicas answer nil for moved keys; Valkey's redirect.
 
     At primaries the same client sees every key and no error, which shows that the nils are the replicas'.
     """
-    async with start_cluster(primaries=3, replicas=1) as cluster:
+    async with share_cluster(replicas=1) as cluster:
         at_replicas, at_primaries = sides = Traffic("replicas", [TAG], 100), Traffic("primaries", [TAG], 100)
         await write_first_values(cluster, sides)
         map_ = await cluster.map_at(cluster.nodes[0])

@@ -27,12 +27,13 @@ pytestmark = [
 
 BUSY_KEYS = 300  # in each slot that moves
 BUSY_SLOTS = (100, 101, 9000)
+LOAD_SECONDS = 6.0  # a hundred full iterations, some fifty slots moved
 
 
 @asynccontextmanager
-async def proxied(start_cluster: ClusterStarter, *extra: str) -> AsyncIterator[tuple[Cluster, Connection]]:
+async def proxied(start_cluster: ClusterStarter, **options: Any) -> AsyncIterator[tuple[Cluster, Connection]]:
     async with (
-        start_cluster(primaries=3, replicas=0, extra=extra) as cluster,
+        start_cluster(replicas=0, **options) as cluster,
         Steadyread().serving(cluster) as address,
         connected(address) as client,
     ):
@@ -60,9 +61,9 @@ async def fill(client: Connection, keys: Sequence[str | bytes]) -> None:
         assert reply == b"OK"
 
 
-async def test_each_command_answers_as_one_server(start_cluster: ClusterStarter) -> None:
+async def test_each_command_answers_as_one_server(share_cluster: ClusterStarter) -> None:
     """What one server would say of all keys, scripts, functions and subscribers."""
-    async with proxied(start_cluster) as (cluster, client):
+    async with proxied(share_cluster) as (cluster, client):
         assert await client.call("RANDOMKEY") is None
         assert await scan_all(client) == Counter()
         assert await client.call("DBSIZE") == 0
@@ -155,7 +156,7 @@ async def _check_pubsub(cluster: Cluster, client: Connection) -> None:
 
 async def test_expired_keys_are_not_shown(start_cluster: ClusterStarter) -> None:
     """A key past its time is no key, though a node may hold it still."""
-    async with proxied(start_cluster, "--enable-debug-command", "local") as (cluster, client):
+    async with proxied(start_cluster, extra=("--enable-debug-command", "local")) as (cluster, client):
         for node in cluster.primaries:
             await cluster.call(node, "DEBUG", "SET-ACTIVE-EXPIRE", "0")
         await fill(client, [f"{{tag}}:{number}" for number in range(20)])
@@ -169,7 +170,7 @@ async def test_expired_keys_are_not_shown(start_cluster: ClusterStarter) -> None
         assert await client.call("DBSIZE") == 20  # TYPE has collected them
 
 
-async def test_globs_match_as_the_engine_matches(start_cluster: ClusterStarter) -> None:
+async def test_globs_match_as_the_engine_matches(share_cluster: ClusterStarter) -> None:
     """KEYS of generated patterns, over keys of the same letters, gives what the engine itself gives."""
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
@@ -178,7 +179,7 @@ async def test_globs_match_as_the_engine_matches(start_cluster: ClusterStarter) 
     patterns = {"".join(chance.choices(letters + "**??[[]-", k=chance.randint(1, 7))) for _ in range(1500)}
     patterns |= {"[^]", "[]", "[a-", "[a-]c", "[^a-c]*", "a\\", "[\\]]", "**a", "[c-a]", "[^", "*[^a]"}
     async with (
-        start_cluster(primaries=3, replicas=0) as cluster,
+        share_cluster() as cluster,
         cluster.connection(cluster.primaries[0]) as node,
     ):
         prefix = tag_of(0)  # of a slot that the first node owns
@@ -242,7 +243,7 @@ async def test_no_key_is_missed_while_slots_move(start_cluster: ClusterStarter, 
     expected = {b"elsewhere:%d" % number for number in range(100)}
     for tag in map(tag_of, BUSY_SLOTS):
         expected |= {f"{tag}:{number}".encode() for number in range(BUSY_KEYS)}
-    async with start_cluster(primaries=3, replicas=0) as cluster:
+    async with start_cluster(replicas=0) as cluster:
         if is_atomic and (cluster.engine.name, int(cluster.engine.version.split(".")[0])) < ("valkey", 9):
             pytest.skip(f"{cluster.engine} has no atomic migration")
         moves: list[int] = []
@@ -250,7 +251,7 @@ async def test_no_key_is_missed_while_slots_move(start_cluster: ClusterStarter, 
             async with connected(address) as a, connected(address) as b, connected(address) as c:
                 await fill(a, sorted(expected))
                 nursery.start_soon(_move_back_and_forth, cluster, is_atomic, moves)
-                rounds, missing = await _iterate((a, b, c), expected, seconds=12)
+                rounds, missing = await _iterate((a, b, c), expected, seconds=LOAD_SECONDS)
             nursery.cancel_scope.cancel()
     print(f"\n{rounds} full iterations while {len(moves)} slots moved")
     assert not missing, f"missed in {rounds} iterations: {missing.most_common(3)}"
@@ -258,9 +259,9 @@ async def test_no_key_is_missed_while_slots_move(start_cluster: ClusterStarter, 
     assert rounds >= 30
 
 
-async def test_a_large_slot_comes_in_parts_and_a_huge_one_is_refused(start_cluster: ClusterStarter) -> None:
+async def test_a_large_slot_comes_in_parts_and_a_huge_one_is_refused(share_cluster: ClusterStarter) -> None:
     """Promise 7: one slot with all the keys takes bounded memory; past that, an error says what to do."""
-    async with proxied(start_cluster) as (_, client):
+    async with proxied(share_cluster) as (_, client):
         names = [b"{app}:%d" % number for number in range(SLOT_KEYS_MAX + 1)]
         for at in range(0, 25_000, 5000):
             await fill(client, names[at : at + 5000])

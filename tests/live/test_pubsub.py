@@ -13,7 +13,7 @@ import pytest
 import redis
 import trio
 
-from proxy.embedded.cluster import Cluster, Node, running_cluster
+from proxy.embedded.cluster import Cluster, Node
 from proxy.embedded.engine import Engine
 from proxy.embedded.moves import move_slot_stepwise, move_slots_atomically
 from proxy.protocol.encode import command
@@ -21,7 +21,7 @@ from proxy.protocol.replies import decode, end_of_reply
 from routing.slot import slot_of
 from routing.topology import Address
 from tests.live.campaign.proxies import Steadyread, free_address, serving_process
-from tests.live.conftest import engine_named
+from tests.live.conftest import ClusterStarter, engine_named
 
 pytestmark = pytest.mark.live
 
@@ -96,8 +96,8 @@ class Client:
 
 
 @asynccontextmanager
-async def proxied(engine: Engine, **kind: int) -> AsyncIterator[tuple[Cluster, Address]]:
-    async with running_cluster(engine, **kind) as cluster:
+async def proxied(start_cluster: ClusterStarter, **kind: int) -> AsyncIterator[tuple[Cluster, Address]]:
+    async with start_cluster(**kind) as cluster:
         await wait_linked(cluster)
         async with Steadyread().serving(cluster) as address:
             yield cluster, address
@@ -207,7 +207,9 @@ s UNSUBSCRIBE
 
 
 @pytest.mark.parametrize("resp", [2, 3])
-async def test_frames_are_those_of_one_server(engine: Engine, resp: int) -> None:
+async def test_frames_are_those_of_one_server(
+    engine: Engine, share_cluster: ClusterStarter, resp: int
+) -> None:
     """The same commands, sent to a standalone server and to the proxy, give the same bytes at each step."""
     script = FRAMES.strip().splitlines()
     if knows_sharded(engine):
@@ -216,7 +218,7 @@ async def test_frames_are_those_of_one_server(engine: Engine, resp: int) -> None
             script += RESP3_FRAMES.strip().splitlines()
     elif resp == 2:
         script = [step for step in script if step != "s GET key"]  # 6.2 names fewer commands in its refusal
-    async with standalone(engine) as one, proxied(engine, primaries=3, replicas=0) as (_, many):
+    async with standalone(engine) as one, proxied(share_cluster) as (_, many):
         subscribers = [await Client.open(address, resp) for address in (one, many)]
         publishers = [await Client.open(address) for address in (one, many)]
         current = resp
@@ -228,8 +230,7 @@ async def test_frames_are_those_of_one_server(engine: Engine, resp: int) -> None
                 is_answered = words[:2] != ["CLIENT", "REPLY"] or words[2] == "ON"
                 for subscriber in subscribers:
                     await subscriber.send(*words)
-            expected = await subscribers[0].until_quiet(int(is_answered))
-            answered = await subscribers[1].until_quiet(len(expected))
+            expected, answered = await both_until_quiet(*subscribers, int(is_answered))
             if words[0].endswith("UNSUBSCRIBE") and len(words) == 1:
                 assert in_any_order(answered) == in_any_order(expected), step
             else:
@@ -239,6 +240,21 @@ async def test_frames_are_those_of_one_server(engine: Engine, resp: int) -> None
                     await subscriber.call("HELLO", "3")
         for client in (*subscribers, *publishers):
             await client.aclose()
+
+
+async def both_until_quiet(one: Client, other: Client, bytes_min: int) -> list[bytes]:
+    """What each got until both are quiet; the other may take its time until it has as much as the one."""
+    received = [b"", b""]
+
+    async def receive(index: int, client: Client) -> None:
+        received[index] = await client.until_quiet(bytes_min)
+
+    async with trio.open_nursery() as nursery:
+        for index, client in enumerate((one, other)):
+            nursery.start_soon(receive, index, client)
+    if (missing := len(received[0]) - len(received[1])) > 0:
+        received[1] += await other.until_quiet(missing)
+    return received
 
 
 def in_any_order(received: bytes) -> tuple[list[Any], list[Any]]:
@@ -256,9 +272,9 @@ def in_any_order(received: bytes) -> tuple[list[Any], list[Any]]:
 # -- messages
 
 
-async def test_a_message_of_any_node_arrives(engine: Engine) -> None:
+async def test_a_message_of_any_node_arrives(share_cluster: ClusterStarter) -> None:
     """The cluster bus takes a PUBLISH at any node, replicas too, to the one that carries the subscription."""
-    async with proxied(engine, primaries=3, replicas=1) as (cluster, address):
+    async with proxied(share_cluster, replicas=1) as (cluster, address):
         client = await Client.open(address)
         await client.call("SUBSCRIBE", "news")
         await client.call("PSUBSCRIBE", "n?ws")
@@ -275,12 +291,12 @@ async def test_a_message_of_any_node_arrives(engine: Engine) -> None:
         await until(all_gone)
 
 
-async def test_order_holds_while_subscriptions_change(engine: Engine) -> None:
+async def test_order_holds_while_subscriptions_change(share_cluster: ClusterStarter) -> None:
     """No message before its channel's confirmation or after its end; in between none missed, none twice.
 
     Numbered messages flow all the time; what is published after a confirmation was received must come.
     """
-    async with proxied(engine, primaries=3, replicas=0) as (_, address):
+    async with proxied(share_cluster) as (_, address):
         client, publisher = await Client.open(address, 3), await Client.open(address)
         published = 0  # the number of the message that is being published
         log: list[tuple[list[Any], int]] = []  # (frame, published when it came)
@@ -354,9 +370,9 @@ def check_order(log: Sequence[tuple[list[Any], int]]) -> None:
 
 
 @pytest.mark.parametrize("resp", [2, 3])
-async def test_redis_py(engine: Engine, resp: int) -> None:
+async def test_redis_py(engine: Engine, share_cluster: ClusterStarter, resp: int) -> None:
     """redis-py's own pubsub object, blocking and in a thread as services use it."""
-    async with proxied(engine, primaries=3, replicas=0) as (_, address):
+    async with proxied(share_cluster) as (_, address):
         await trio.to_thread.run_sync(use_redis_py, address, resp, knows_sharded(engine))
 
 
@@ -395,9 +411,11 @@ def use_redis_py(address: Address, resp: int, with_sharded: bool) -> None:
 # -- nodes that come and go
 
 
-async def test_a_killed_node_takes_no_subscription_with_it(engine: Engine) -> None:
+async def test_a_killed_node_takes_no_subscription_with_it(
+    engine: Engine, start_cluster: ClusterStarter
+) -> None:
     """SIGKILL of what carries channels and a sharded one: all come back elsewhere, unseen by the client."""
-    async with proxied(engine, primaries=3, replicas=1, node_timeout_ms=1500) as (cluster, address):
+    async with proxied(start_cluster, primaries=3, replicas=1, node_timeout_ms=1500) as (cluster, address):
         client, publisher = await Client.open(address), await Client.open(address)
         await client.call("SUBSCRIBE", "news")
         await client.call("PSUBSCRIBE", "n*")
@@ -433,12 +451,14 @@ async def test_a_killed_node_takes_no_subscription_with_it(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("resp", [2, 3])
-async def test_a_sharded_channel_follows_its_slot(engine: Engine, resp: int) -> None:
+async def test_a_sharded_channel_follows_its_slot(
+    engine: Engine, share_cluster: ClusterStarter, resp: int
+) -> None:
     """Its slot moves there and back under numbered messages: they come in order, never twice, and go on."""
     if not knows_sharded(engine):
         pytest.skip(f"{engine} has no sharded channels")
     slot = slot_of(b"orders")
-    async with proxied(engine, primaries=3, replicas=0) as (cluster, address):
+    async with proxied(share_cluster) as (cluster, address):
         client, publisher = await Client.open(address, resp), await Client.open(address)
         await client.call("SSUBSCRIBE", "orders")
         await client.call("SSUBSCRIBE", "elsewhere")

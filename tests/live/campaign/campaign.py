@@ -86,14 +86,19 @@ def moves_of(engine: Engine, wanted: Sequence[MoveKind]) -> tuple[MoveKind, ...]
 
 async def run_campaign(engine: Engine, target: Target, options: CampaignOptions) -> Outcome:
     """Raises CampaignError, and what starting and moving raise. Leaves nothing running."""
-    kinds = moves_of(engine, options.moves)
+    async with running_cluster(engine, base_port=options.base_port) as cluster:
+        return await run_campaign_on(cluster, target, options)
+
+
+async def run_campaign_on(cluster: Cluster, target: Target, options: CampaignOptions) -> Outcome:
+    """`run_campaign` on a cluster that runs; each slot is where it was afterwards, and the keys stay."""
+    kinds = moves_of(cluster.engine, options.moves)
     async with (
-        running_cluster(engine, base_port=options.base_port) as cluster,
         target.serving(cluster) as address,
         LoadProcess.started(_load_options(address, options)) as load,
     ):
         moved = {kind: await _alternate(cluster, load, kind, options) for kind in kinds}
-        return Outcome(str(engine), target.name, moved, await load.finish())
+        return Outcome(str(cluster.engine), target.name, moved, await load.finish())
 
 
 def _load_options(address: Address, options: CampaignOptions) -> LoadOptions:
