@@ -188,7 +188,7 @@ class RequestParser:
         limits = self._limits
         while len(arguments) < partial.count:
             if cursor >= size:
-                self.needed = cursor + 4 - at
+                self.needed = cursor + 1 - at  # which may already be wrong
                 break
             if buffer[cursor] != 36:
                 byte = 32 if buffer[cursor] in b"\r\n" else buffer[cursor]  # as Redis shows line ends

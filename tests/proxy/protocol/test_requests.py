@@ -183,6 +183,13 @@ def test_mutated_frames_parse_as_the_reference_does_or_raise_redis_own_text(
         at = end
 
 
+def test_a_wrong_byte_is_refused_when_it_comes_however_its_frame_was_cut() -> None:
+    data = b"*1\r\n\x00"
+    assert (
+        parse_all(data) == parse_all(data, ones()) == ([], "Protocol error: expected '$', got '\\x00'", b"")
+    )
+
+
 # -- the fast scan
 
 
