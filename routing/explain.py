@@ -15,11 +15,10 @@ from typing import Any, Final, TypeAlias
 from routing.command import lookup, refusal
 from routing.keys import KeysError, key_positions
 from routing.levels import AUTO, Level, ReadLevel
-from routing.names import SHOWN_MAX, count
+from routing.names import SHOWN_MAX, count, key_text
 from routing.offsets import Point
 from routing.topology import Address
 
-KEY_SHOWN_BYTES_MAX = 128  # of a key, in an explanation or a reason
 REPLID_SHOWN_CHARACTERS = 8  # of 40, for people
 
 
@@ -221,23 +220,6 @@ def seconds_text(seconds: float) -> str:
     if abs(seconds) < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def key_text(key: bytes) -> str:
-    """``key`` as printable text for between quotation marks: ``\\xff`` for what is no text. A long one is cut."""
-    text = key[:KEY_SHOWN_BYTES_MAX].decode(errors="surrogateescape")
-    shown = "".join(map(_escaped, text))
-    return shown if len(key) <= KEY_SHOWN_BYTES_MAX else f"{shown}... ({len(key)} bytes)"
-
-
-def _escaped(letter: str) -> str:
-    if letter in '\\"':
-        return f"\\{letter}"
-    if letter.isprintable():
-        return letter
-    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode()
 
 
 # Written down.

@@ -32,6 +32,9 @@ class Names:
         return shown + (f" and {len(node_ids) - SHOWN_MAX} more" if len(node_ids) > SHOWN_MAX else "")
 
 
+KEY_SHOWN_BYTES_MAX = 128  # of a key, in what people read
+
+
 def count(number: int, noun: str) -> str:
     """``1 slot``, ``2 slots``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -54,3 +57,20 @@ def slot_ranges(slots: Iterable[int]) -> tuple[tuple[int, int], ...]:
 def plain_ranges(spans: Iterable[tuple[int, int]]) -> list[Plain]:
     """Ranges as evidence."""
     return [[low, high] for low, high in spans]
+
+
+def key_text(key: bytes) -> str:
+    """``key`` as printable text for between quotation marks: ``\\xff`` for what is no text. A long one is cut."""
+    text = key[:KEY_SHOWN_BYTES_MAX].decode(errors="surrogateescape")
+    shown = "".join(map(_escaped, text))
+    return shown if len(key) <= KEY_SHOWN_BYTES_MAX else f"{shown}... ({len(key)} bytes)"
+
+
+def _escaped(letter: str) -> str:
+    if letter in '\\"':
+        return f"\\{letter}"
+    if letter.isprintable():
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()

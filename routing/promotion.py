@@ -31,14 +31,13 @@ from enum import Enum
 
 from routing.comparison import Outcome, Verdict
 from routing.events import Event, EventKind
-from routing.names import count
+from routing.names import count, key_text
 from routing.offsets import NO_POINT, Point, Sample, covers
 from routing.topology import Node
 
 UNDECIDED_SECONDS = 1.0  # a readable replica whose keys could not be compared is compared again after this
 KEYS_GROW_MAX = 4  # each comparison that decided nothing is followed by one of twice the keys, so many times
 KEYS_GROWN_MAX = 256  # the limit of that
-KEY_SHOWN_BYTES_MAX = 100  # of each key that an event names
 KEYS_SHOWN_MAX = 16  # in the evidence; the sentence has fewer
 KEYS_SAID_MAX = 3
 
@@ -289,20 +288,14 @@ def stage_event(
             "old_stage": old.value,
             "new_stage": new.value,
             "reason": reason or None,
-            "keys": [key_shown(key) for key in keys[:KEYS_SHOWN_MAX]],
+            "keys": [key_text(key) for key in keys[:KEYS_SHOWN_MAX]],
             "keys_count": len(keys),
         },
     )
 
 
-def key_shown(key: bytes) -> str:
-    """A key as printable ASCII, ``\\xff`` for what is none; a long one is cut."""
-    shown = repr(key[:KEY_SHOWN_BYTES_MAX])[2:-1]
-    return shown if len(key) <= KEY_SHOWN_BYTES_MAX else f"{shown}... ({len(key)} bytes)"
-
-
 def _keys_text(keys: Sequence[bytes]) -> str:
     """``key "a"``, ``keys "a", "b", "c" and 2 more``."""
-    said = ", ".join(f'"{key_shown(key)}"' for key in keys[:KEYS_SAID_MAX])
+    said = ", ".join(f'"{key_text(key)}"' for key in keys[:KEYS_SAID_MAX])
     more = f" and {count(len(keys) - KEYS_SAID_MAX, 'other')}" if len(keys) > KEYS_SAID_MAX else ""
     return f"{'key' if len(keys) == 1 else 'keys'} {said}{more}"

@@ -8,7 +8,7 @@ from proxy.admin.acts import store_problems
 from proxy.admin.http import Request, Response, Route
 from proxy.topology.event_facts import rfc3339
 from proxy.topology.history import History
-from routing.explain import key_text
+from routing.names import key_text
 from routing.replicas import ReplicaFacts, ReplicaRecord
 
 _NOT_RECORDED = {"state": None, "since": None, "replid": None, "offset": None}

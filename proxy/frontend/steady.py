@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from routing.explain import key_text
 from routing.levels import Level, ReadLevel
+from routing.names import key_text
 
 PREFIX = b"STEADY."
 USAGE = "STEADY.READ [AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | EVENTUAL]"

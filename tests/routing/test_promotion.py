@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from routing.comparison import Outcome, Verdict
 from routing.events import EventKind
+from routing.names import key_text
 from routing.offsets import NO_POINT, Point, Sample, covers
 from routing.promotion import (
     Compared,
@@ -20,7 +21,6 @@ from routing.promotion import (
     Tick,
     advance,
     is_comparison_due,
-    key_shown,
     keys_to_compare,
     parse_backlog,
     reset,
@@ -337,6 +337,6 @@ def test_each_change_is_an_event(old: Stage, new: Stage, kind: EventKind) -> Non
     assert (event.nodes, event.shards) == (("a" * 40, "b" * 40), ("b" * 40,))
     assert event.message.startswith("10.0.0.2:6379 ")
     assert (event.evidence["old_stage"], event.evidence["new_stage"]) == (old.value, new.value)
-    assert event.evidence["keys"] == [key_shown(key) for key in keys]
-    assert key_shown(b"k\n\xff") == "k\\n\\xff"
-    assert key_shown(b"x" * 300) == "x" * 100 + "... (300 bytes)"
+    assert event.evidence["keys"] == [key_text(key) for key in keys]
+    assert key_text(b"k\n\xff") == "k\\n\\xff"
+    assert key_text(b"x" * 300) == "x" * 128 + "... (300 bytes)"
