@@ -19,6 +19,7 @@ from routing.topology import ranges
 
 BATCH_KEYS = 100  # per MIGRATE: the source serves nobody else meanwhile
 _MIGRATE_TIMEOUT_MS = 5_000
+REPLICAS_SECONDS_MAX = 15.0  # for which a node may wait for its replicas
 _POLL_SECONDS = 0.01
 
 
@@ -48,18 +49,36 @@ async def move_slot_stepwise(
     others = [line.address for line in before.primaries if line.id not in (owner.id, target.id)]
     async with cluster.connection(owner.address) as source, cluster.connection(target) as importing:
         try:
-            await importing.call("CLUSTER", "SETSLOT", slot, "IMPORTING", owner.id)
-            await source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+            await _set_slot(importing, slot, "IMPORTING", owner.id)
+            await _set_slot(source, slot, "MIGRATING", target.id)
             await _migrate_keys(source, slot, target, batch_keys, half_moved_seconds, on_half_moved)
             # The target first: were it the source, a crash in between would leave the slot without an owner.
-            await importing.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
-            await source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+            await _set_slot(importing, slot, "NODE", target.id)
+            await _set_slot(source, slot, "NODE", target.id)
             for address in others:
-                await cluster.call(address, "CLUSTER", "SETSLOT", slot, "NODE", target.id)
+                async with cluster.connection(address) as other:
+                    await _set_slot(other, slot, "NODE", target.id)
         except ServerError as refusal:
             raise MoveError(f"slot {slot} from {owner.address} to {target}: {refusal}") from refusal
     # Replicas refuse SETSLOT and learn of it from their peers.
     await cluster.wait_same_map()
+
+
+async def _set_slot(node: Connection, slot: int, state: str, node_id: str) -> None:
+    """Valkey 8 and later do it once their replicas have, and refuse while too few are linked; so it is tried again.
+
+    Raises ServerError, and ConnectionLost.
+    """
+    deadline = trio.current_time() + REPLICAS_SECONDS_MAX
+    while True:
+        try:
+            await node.call("CLUSTER", "SETSLOT", slot, state, node_id)
+        except ServerError as refusal:
+            if not str(refusal).startswith("NOREPLICAS") or trio.current_time() >= deadline:
+                raise
+            await trio.sleep(0.1)
+        else:
+            return
 
 
 async def _migrate_keys(
