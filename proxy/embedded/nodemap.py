@@ -33,8 +33,13 @@ class NodeMap:
 
     @property
     def is_settled(self) -> bool:
-        """No handshake is under way and the teller's own slots are not on the move."""
-        return not any(line.moving or "handshake" in line.flags for line in self.lines)
+        """No handshake is under way and the teller's own slots are not on the move.
+
+        A Valkey replica repeats its primary's open slots, and keeps them if its link was down when they were closed.
+        """
+        return not any(
+            (line.moving and not line.primary_id) or "handshake" in line.flags for line in self.lines
+        )
 
     @property
     def primaries(self) -> tuple[NodeLine, ...]:
