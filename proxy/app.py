@@ -140,7 +140,7 @@ class Proxy:
         )
         self.mode = ModeKeeper(self.store, self.id, on_change=lambda mode: self.server.adopt_mode(mode))
         self.history = History(self.store, self.keeper.views)
-        self.stage_log = StageLog(self.store, self.id)
+        self.stage_log = StageLog(self.store, self.id, lambda: self.keeper.is_kept)
         self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
         self.private = PrivateConnections(dialer, cluster.private_connections_max)
         self.server = Server(settings, self.topology)

@@ -148,6 +148,7 @@ class Keeper:
         self._heard_of: list[Address] = []  # by another proxy, which was sent there
         self._proxies: set[str] = set()
         self._heard_at = 0.0  # trio time of the last sign of the discoverer
+        self._hears_looks = False  # the discoverer that there is, another proxy, looked since this one began
         self._looked: Looked | None = None
         self._record: ViewRecord | None = None  # the newest adopted
         self._is_foreign = False  # the record is of another cluster
@@ -169,6 +170,13 @@ class Keeper:
         """Return when this proxy is, or is not, the discoverer."""
         while self.is_discoverer is not is_discoverer:
             await trio.sleep(RENEW_SECONDS)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether someone who lives keeps this cluster's record, and has said so: then others may add to it."""
+        if self._is_foreign:
+            return False
+        return self.recorder.records_total > 0 if self.is_discoverer else self._hears_looks
 
     @property
     def recorded(self) -> Recorded:
@@ -443,6 +451,7 @@ class Keeper:
         if (looked := newest.get(LOOKED)) is not None:
             self._on_looked(looked)
             self._heard_at = trio.current_time()
+            self._hears_looks = True
         for key, value in newest.items():
             if key.startswith(PROXIES):
                 change = self._proxies.discard if value is None else self._proxies.add
@@ -462,6 +471,7 @@ class Keeper:
 
     def _on_discoverer(self, value: bytes | None) -> None:
         discoverer = "" if value is None else str(unpack(value, "discoverer"))
+        self._hears_looks = self._hears_looks and bool(discoverer)
         if discoverer != self._discoverer:
             log.info("discoverer_changed", discoverer=discoverer or "none")
         self._discoverer = discoverer

@@ -8,6 +8,7 @@ dropped then is counted and logged, as every change is.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -18,7 +19,7 @@ from routing.events import Event
 
 WAITING_MAX = 10_000  # events: more than a large cluster's replicas change stages as they all come back
 BATCH_MAX = 200
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 0.5
 
 log = get_logger(__name__)
 
@@ -26,8 +27,10 @@ log = get_logger(__name__)
 class StageLog:
     """Events that wait to be written. ``add`` never waits."""
 
-    def __init__(self, store: TopologyStore, seen_by: str) -> None:
+    def __init__(self, store: TopologyStore, seen_by: str, is_kept: Callable[[], bool]) -> None:
+        """``is_kept``: someone keeps this cluster's record. Before, nothing is written: who begins to, begins."""
         self._store = store
+        self._is_kept = is_kept
         self._seen_by = seen_by
         self._waiting: deque[Event] = deque()
         self._came = trio.Event()
@@ -46,6 +49,9 @@ class StageLog:
             await self._came.wait()
             self._came = trio.Event()
             while self._waiting:
+                if not self._is_kept():
+                    await trio.sleep(RETRY_SECONDS)
+                    continue
                 batch = [self._waiting[index] for index in range(min(BATCH_MAX, len(self._waiting)))]
                 dropped = self.dropped_total
                 try:
