@@ -14,7 +14,9 @@ from tests.proxy.failing_store import FailingStore
 
 
 async def messages(store: MemoryStore) -> list[str]:
-    return [unpack_event(entry.value).message for entry in await store.read(*prefix_range(EVENTS), limit=100)]
+    return [
+        unpack_event(0, entry.value).message for entry in await store.read(*prefix_range(EVENTS), limit=100)
+    ]
 
 
 async def test_they_wait_for_who_keeps_the_record_and_for_the_store(autojump_clock: MockClock) -> None:
