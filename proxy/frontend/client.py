@@ -278,27 +278,28 @@ class ClientConnection(OpenRequests):
             policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
         self.commands += len(found)
         self._last_command = found[-1][0]
+        of_slot, slots, looks_at_keys = reads.of_slot, self.slots, policy.looks_at_keys
         asked = policy.asked
+        session = policy.session if asked is not None and asked.is_session else None
         for place, (command, raw, hash_slot) in enumerate(found):
             if command.only_reads:
-                if policy.looks_at_keys:
+                if looks_at_keys:
                     asked = policy.of_simple(raw)
+                    session = policy.session if asked is not None and asked.is_session else None
                 is_suited = command.is_read_at_replicas
-                shard = reads.of_slot[hash_slot] if is_free and is_suited else None
+                shard = of_slot[hash_slot] if is_free and is_suited else None
                 group: ReadGroup | None
-                if (
-                    shard is not None and asked is not None and shard.has_readable
-                ):  # as group_elsewhere finds, at less cost
+                # As group_elsewhere finds, at less cost.
+                if shard is not None and asked is not None and shard.has_readable:
                     self._is_collecting = True
-                    session = policy.session if asked.is_session else None
-                    group = (asked if session is None else session).open_groups.get(shard)
+                    group = (session or asked).open_groups.get(shard)
                     if group is None:
                         group = reads.group(shard, asked, session)
                 else:
                     group = self.group_elsewhere(hash_slot, asked, is_free=is_free, is_suited=is_suited)
                 if group is not None:
                     read = ReplicaSlot(self, command, raw, hash_slot, group)
-                    self.slots.append(read)
+                    slots.append(read)
                     group.reads.append(read)
                     continue
                 is_free = False  # see ``may_read_elsewhere``
