@@ -25,7 +25,7 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import not_ready
-from proxy.exchange.read_groups import Asked, ReadCounts, Refusal, judge
+from proxy.exchange.read_groups import Asked, ReadCounts
 from proxy.exchange.replica_reads import INFO_REPLICATION, UNPROVEN
 from proxy.exchange.sessions import LOST, Session, samples_of
 from proxy.protocol import encode
@@ -40,6 +40,7 @@ from routing.keys import key_positions
 from routing.levels import STRONG, Level, LevelChoice, ReadLevel
 from routing.offsets import Point, Sample, SampleError, parse_sample
 from routing.promotion import Stage
+from routing.proof import Refusal, judge
 from routing.slot import slot_of
 from routing.topology import Node
 
@@ -351,7 +352,7 @@ class _Look:
         if asked.is_eventual:
             return ""
         history = replica.shard.history
-        found.refusal, until = judge(asked, history, self.floor, found.sample, found.came_at)
+        found.refusal, until = judge(asked.bound, history, self.floor, found.sample, found.came_at)
         if found.refusal is not None:
             return self._refused_because(
                 found.refusal, found.sample, found.came_at - until, asked, history.replid

@@ -28,7 +28,7 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
-from proxy.exchange.read_groups import Asked, ReadGroup, ReadSlot, Refusal
+from proxy.exchange.read_groups import Asked, ReadGroup, ReadSlot
 from proxy.exchange.read_policy import ReadPolicy
 from proxy.exchange.routes import KINDS
 from proxy.protocol.absence import could_mean_absence
@@ -38,6 +38,7 @@ from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
 from routing.command import Command
 from routing.keys import key_positions
+from routing.proof import Refusal
 from routing.redirect import SCRIPT_COMMANDS, Ask, Moved, NoScript, Wait
 
 RESENDS_MAX = 4  # retries of one batch that go at once; after that a task waits in between
@@ -174,9 +175,7 @@ class OpenRequests(Requester):
         self._mixes = False  # it has pipelined a write behind reads
         self.policy: ReadPolicy | None = None  # None: all its reads are strong
         # Of this pass over its requests, which is one synchronous step:
-        self._is_collecting = (
-            False  # reads were handed to replicas; the hub sends them at the end of the turn
-        )
+        self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn
         self._went_to_owner = False  # something was sent to an owner
 
     @property

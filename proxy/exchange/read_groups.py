@@ -1,12 +1,11 @@
-"""What reads at replicas are made of: the level that they ask for, the group that is proved together, the judgement.
+"""What reads at replicas are made of: the level that they ask for, and the group that is proved together.
 
-Nothing here sends anything: ``replica_reads`` does.
+Nothing here sends or judges: ``replica_reads`` and ``routing.proof`` do.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,27 +17,10 @@ from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
 from routing.levels import Level, ReadLevel
-from routing.offsets import OffsetHistory, Point, Sample, covers
+from routing.offsets import Point, Sample
 
 if TYPE_CHECKING:
     from proxy.exchange.replica_reads import ReplicaReads
-
-
-class Refusal(StrEnum):  # a key that hashes fast
-    """Why a read that could have been served by a replica went to its owner. The values are for metrics."""
-
-    IN_FLUX = "in_flux"  # its slot is moving, or moved lately, or has no owner
-    NOT_READABLE = "not_readable"  # no replica of the shard is
-    COMMAND = "command"  # it is not read at replicas
-    IN_FLIGHT = "in_flight"  # it follows the client's own requests that are on their way to the primary
-    NO_FLOOR = "no_floor"  # the primary did not tell its offset
-    KNOWN_BEHIND = "known_behind"  # the replicas were behind, and have not proved more since
-    BEHIND = "behind"  # the stamp is short of the floor
-    OTHER_HISTORY = "other_history"  # the stamp counts in another history than the floor
-    TOO_OLD = "too_old"  # the stamp proves an age over the bound
-    SYNCING = "syncing"  # the replica is being sent the whole data set
-    NO_STAMP = "no_stamp"  # the replica answered the question with an error
-    LOST = "lost"  # the connection to the replica ended
 
 
 class ReadCounts:
@@ -163,39 +145,15 @@ class ReadGroup:
         self.shard = shard
         self.asked = asked
         self.session = session
-        self.deeds = (
-            0 if session is None else session.deeds
-        )  # later ones may be done after the floor is asked
+        # Of the session by now: later ones may be done after the floor is asked.
+        self.deeds = 0 if session is None else session.deeds
         self.reads: list[ReadSlot] = []
         self.floor: Point | None = None
         self.began = trio.current_time()
         self.asked_at = 0.0  # Trio's clock, before the floor was asked
-        self.connection: NodeConnection | None = (
-            None  # that a session has to go on with, if it has no new floor
-        )
+        # That a session has to go on with, if it has no new floor.
+        self.connection: NodeConnection | None = None
         self.is_returned = False  # all its reads went to the owner
         self.judged_in = 0  # the turn in which the stamp came
         self.proven_until = inf  # Trio's clock: after it the replies are older than the bound
         self.returned: set[tuple[int, int]] | None = None  # (client, slot) of reads that went to the owner
-
-
-def judge(
-    asked: Asked, history: OffsetHistory, floor: Point | None, sample: Sample, now: float
-) -> tuple[Refusal | None, float]:
-    """Whether a replica's ``sample`` proves what reads that come after it on its connection ask for; None: it does.
-
-    ``history``: of the shard's primary. ``floor``: for who needs one. With it, for bounded_staleness, until when
-    (Trio's clock) the replica has everything; else, or if that is not proven, -inf.
-    """
-    if sample.is_syncing:
-        return Refusal.SYNCING, -inf
-    if asked.bound != inf:
-        until = history.proven_until(sample.point)
-        if until is None:
-            refusal = Refusal.OTHER_HISTORY if sample.point.replid != history.replid else Refusal.TOO_OLD
-            return refusal, -inf
-        return (Refusal.TOO_OLD if now - until > asked.bound else None), until
-    assert floor is not None
-    if covers(sample.point, floor):
-        return None, -inf
-    return (Refusal.BEHIND if sample.point.replid == floor.replid else Refusal.OTHER_HISTORY), -inf

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from proxy.exchange.read_groups import Refusal
 from proxy.exchange.replica_reads import ReplicaReads
 from proxy.metrics import PREFIX, Family, MetricType, Sample
 from proxy.replicas.service import Replicas
 from routing.levels import Level
 from routing.mode import ROUTED_MODES
 from routing.promotion import Stage
+from routing.proof import Refusal
 
 # A replica told what it has applied, or should have, and that did not prove enough.
 STAMP_FAILURES = (

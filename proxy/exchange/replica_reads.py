@@ -15,8 +15,8 @@ Why the replies of a proven group are as fresh as their level says
 - session: the floor includes what the session wrote, and what it read through any other connection.
 - eventual: nothing is proven, and nothing promised.
 
-Why one client's reads stay in order. A client with reads in a group is held (``hold_until_drained``) until they are
-answered, so its next command sees all of them done. Within a group, its reads of one key go to one connection, in
+Why one client's reads stay in order. A client with reads in a group is held (``OpenRequests.end_pass``) until they
+are answered, so its next command sees all of them done. Within a group, its reads of one key go to one connection, in
 order. If one of them goes to the owner, so does each later one of the same slot: else it could be older.
 
 What goes to the owner is an ordinary slot of its client from then on, with everything that ``open_requests`` does for
@@ -32,7 +32,7 @@ from math import inf
 import trio
 
 from proxy.exchange.failures import internal_fault
-from proxy.exchange.read_groups import Asked, ReadCounts, ReadGroup, ReadSlot, Refusal, SessionFloors, judge
+from proxy.exchange.read_groups import Asked, ReadCounts, ReadGroup, ReadSlot, SessionFloors
 from proxy.exchange.routes import Routes
 from proxy.hub import Hub
 from proxy.log import get_logger
@@ -44,6 +44,7 @@ from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
 from routing.levels import Level, ReadLevel
 from routing.offsets import Point, Sample, SampleError
+from routing.proof import Refusal, judge
 
 INFO_REPLICATION = encoded("INFO", "replication")
 QUIET_SECONDS = 0.5  # without reads at replicas: then their offsets may be known from long ago
@@ -155,7 +156,7 @@ class ReplicaReads:
 
         It is ``open_groups[shard]`` of the session or else of ``asked``, if it is there already.
         """
-        open_groups = asked.open_groups if session is None else session.open_groups
+        open_groups = (session or asked).open_groups
         group = open_groups.get(shard)
         if group is None:
             group = open_groups[shard] = ReadGroup(self, shard, asked, session)
@@ -206,7 +207,7 @@ class ReplicaReads:
             if group.asked.needs_floor and group.floor is None and group.shard in self._asking:
                 self._groups.append(group)  # who reads meanwhile joins it: one more question serves all
                 continue
-            del (group.asked if session is None else session).open_groups[group.shard]
+            del (session or group.asked).open_groups[group.shard]
             if not group.reads:  # an MGET that went elsewhere after all
                 continue
             if group.asked.needs_floor and group.floor is None:
@@ -219,8 +220,10 @@ class ReplicaReads:
             self._send(shard, those, now)
 
     def on_fault(self, error: Exception) -> None:
-        """A bug in ``flush``: nobody may wait for ever."""
+        """A bug in ``flush``: nobody may wait for ever, and no later read join a group that has been given up."""
+        self._groups = []
         for group in self._flushing:
+            (group.session or group.asked).open_groups.pop(group.shard, None)
             self._refuse(group, internal_fault("flush"))
 
     def _prepare(self, group: ReadGroup, session: SessionFloors) -> None:
@@ -383,7 +386,7 @@ class ReplicaReads:
     def _judge(self, group: ReadGroup, sample: Sample, now: float) -> Refusal | None:
         """``judge`` for a group whose stamp has come; what it proves is kept."""
         asked = group.asked
-        refusal, proven_until = judge(asked, group.shard.history, group.floor, sample, now)
+        refusal, proven_until = judge(asked.bound, group.shard.history, group.floor, sample, now)
         if refusal is None:
             if asked.bound != inf:
                 group.proven_until = proven_until + asked.bound

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.exchange.read_groups import Refusal
 from proxy.exchange.read_samples import read_samples
 from proxy.metrics import Metrics
 from proxy.protocol.encode import command as encoded
 from routing.levels import Level
 from routing.promotion import Stage
+from routing.proof import Refusal
 from tests.proxy.exchange.test_replica_reads import NIL, primary, replica, value
 from tests.proxy.world import World, keys_of, world_of
 

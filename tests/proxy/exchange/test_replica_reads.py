@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.exchange.read_groups import Refusal
 from proxy.protocol.replies import ServerError
 from routing.promotion import Stage
+from routing.proof import Refusal
 from routing.slot import slot_of
 from tests.proxy.exchange.test_open_requests import OK, command, moved
 from tests.proxy.world import Client, FakeNode, World, in_turn, keys_of, world_of
@@ -707,3 +707,30 @@ def fail_over(world: World) -> None:
     first = world.replica_nodes[0]
     shards = (ShardOfView(Node(first.id, first.address, Role.PRIMARY)), *view.shards[1:])
     world.topology.adopt(replace(view, epoch=2, shards=shards), trio.current_time())
+
+
+async def test_a_bug_in_sending_answers_its_reads_and_spoils_no_later_ones(
+    world: World, shard: Shard, caught_up: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 8: nobody waits for ever, and no later read joins the group that was given up."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.exchange.reads, "_ask_floor", fail)
+        patched.setattr(world.exchange.reads, "_prepare", fail)
+        caught_up.send(command("GET", shard.key))
+        session = world.client()
+        session.send(command("STEADY.READ", "SESSION"))
+        await world.settle()
+        session.send(command("GET", shard.key) + command("GET", shard.other))
+    ok, *refusals = [*session.values(), *caught_up.values()]
+    assert ok == b"OK"
+    assert len(refusals) == 3
+    assert all("internal fault" in str(refusal) for refusal in refusals)
+    for client in (caught_up, session):
+        client.send(command("GET", shard.key))
+        shard.answer(shard.primary, [INFO], primary(100))
+        shard.answer(shard.replica, [INFO, [b"GET", shard.key]], replica(100), value(b"v"))
+        assert client.values() == [b"v"]
