@@ -48,9 +48,8 @@ class Session:
         self._lines: dict[ShardReplicas, NodeConnection] = {}
         self._map_version = replicas.map_version
         self.is_lost = False  # reads are refused until the session is begun anew
-        self.deeds = (
-            0  # counts what it did at owners: a floor that was asked before does not show the last of them
-        )
+        # Counts what it did at owners: a floor that was asked before does not show the last of them.
+        self.deeds = 0
 
     # -- what ``replica_reads`` asks and tells
 
@@ -95,7 +94,7 @@ class Session:
         for slot in slots:
             shard = self._replicas.owner_of(slot)
             if shard is not None:
-                self._state.wrote(shard, b"" if shard.sample is None else shard.sample.point.replid)
+                self._state.wrote(shard, shard.replid)
 
     def read_at_owner(self, slot: int) -> None:
         self.deeds += 1
@@ -107,7 +106,7 @@ class Session:
         """A command ran whose slots are not known here: it may have written to any shard."""
         self.deeds += 1
         for shard in self._replicas.shards():
-            self._state.wrote(shard, b"" if shard.sample is None else shard.sample.point.replid)
+            self._state.wrote(shard, shard.replid)
 
     def read_somewhere(self) -> None:
         """A read was served by owners that are not known here."""
@@ -128,10 +127,8 @@ class Session:
                 if version != self._replicas.map_version:
                     continue
             for shard in orphans:
-                if shard.left_empty:
-                    self._state.forget(
-                        shard
-                    )  # its slots moved away in good order, and with them what it owed
+                if shard.left_empty:  # its slots moved away in good order, and with them what it owed
+                    self._state.forget(shard)
                 elif not self._state.inherited(shard, samples):
                     self.is_lost = True
             self._state.map_changed()

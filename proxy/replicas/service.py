@@ -161,6 +161,11 @@ class ShardReplicas:
             self.sample = sample
             self.history.add(asked_at, sample.point)
 
+    @property
+    def replid(self) -> bytes:
+        """The primary's history as last seen; b"" if it never told."""
+        return b"" if self.sample is None else self.sample.point.replid
+
     def count_readable(self) -> None:
         self.has_readable = any(replica.is_readable for replica in self.replicas)
 
@@ -323,9 +328,9 @@ class Replicas:
             last -= min(_common(reversed(old), reversed(new)), min(len(old), len(new)) - first)
         shift = len(old) - len(new)
         before = self._entries
-        known = [*before[:first], *[None] * (last - first), *before[last + shift : -1]]
-        if not shift:
-            known = before[:-1]
+        known = before[:-1]
+        if shift:
+            known[first : last + shift] = [None] * (last - first)
         differing = [
             index
             for index in range(first, last)

@@ -37,9 +37,7 @@ from routing.topology import Address, MigrationKind, TopologyView
 ASKED_MAX = 16  # nodes per round
 ANSWER_SECONDS = 0.5  # a node that does not answer by then counts as not answering this round
 SIZES_SECONDS = 5.0  # between two questions for keys and bytes, which are for balance and need no more
-COUNT_SECONDS = (
-    1.0  # between two counts of open slots, which tell whether they are stuck; each change is a commit
-)
+COUNT_SECONDS = 1.0  # between two counts of open slots' keys, which tell whether they are stuck
 COUNTED_SLOTS_MAX = 16  # open slots whose keys are counted then
 
 Question = tuple[str, ...]  # the words of a command

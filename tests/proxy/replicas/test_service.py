@@ -22,7 +22,6 @@ from routing.topology import (
     Node,
     Role,
     Shard,
-    TopologyView,
 )
 
 SETTLE = 5.0
@@ -138,8 +137,3 @@ async def test_a_shard_that_goes_is_gone_and_empty_only_if_it_owned_nothing() ->
     assert (second.is_gone, second.left_empty, first.is_gone) == (True, True, False)
     adopt((shard_of(3, ()),), 0)
     assert (first.is_gone, first.left_empty) == (True, False)
-
-
-def test_the_view_of_the_test_is_of_the_right_size() -> None:
-    assert PART * PARTS == SLOT_COUNT == len(EMPTY_VIEW.shard_of_slot)
-    assert isinstance(EMPTY_VIEW, TopologyView)
