@@ -13,9 +13,12 @@ from proxy.settings.values import (
     HookSettings,
     ListenerSettings,
     NodeZone,
+    OnBudget,
+    OnPreserveFailure,
     ReadRuleSettings,
     ReadSettings,
     Settings,
+    SnapshotSettings,
 )
 
 __all__ = [
@@ -27,7 +30,10 @@ __all__ = [
     "HookSettings",
     "ListenerSettings",
     "NodeZone",
+    "OnBudget",
+    "OnPreserveFailure",
     "ReadRuleSettings",
     "ReadSettings",
     "Settings",
+    "SnapshotSettings",
 ]

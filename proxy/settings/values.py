@@ -362,6 +362,136 @@ class ReadSettings:
     rules: tuple[ReadRuleSettings, ...] = ()
 
 
+class OnPreserveFailure(Enum):
+    """What happens when a pre-image cannot be stored."""
+
+    ABORT = "abort"  # every open snapshot ends, and the write goes on
+    REFUSE = "refuse"  # the write is refused, and the snapshots live on
+
+
+class OnBudget(Enum):
+    """What happens to a snapshot that is over its budget."""
+
+    ABORT = "abort"
+    WARN = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSettings:
+    """Snapshots: how they open, what they may cost, and what happens when they cost more."""
+
+    open_max: Annotated[
+        int, Says("Snapshots open at the same time, in the whole cluster.", at_least=1, at_most=64)
+    ] = 8
+    open_deadline_seconds: Annotated[
+        float,
+        Says(
+            "An opening that has not succeeded after this time, all its attempts together, is given up.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 5.0
+    drain_seconds: Annotated[
+        float,
+        Says(
+            "How long one attempt waits for the answers to the writes that were sent before its cut.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 1.0
+    hold_seconds: Annotated[
+        float,
+        Says(
+            "With several proxies: the longest time for which new writes are held while all of them cut.",
+            above=0,
+            at_most=60,
+        ),
+    ] = 0.25
+    member_ttl_seconds: Annotated[
+        float,
+        Says(
+            "With several proxies: one that the store has not heard from for this long counts as gone.",
+            at_least=0.5,
+            at_most=3600,
+        ),
+    ] = 3.0
+    ttl_seconds: Annotated[
+        float,
+        Says(
+            "A snapshot opened without a TTL is closed after this time. 0 means that it stays until it is closed.",
+            at_least=0,
+        ),
+    ] = 3600.0
+    age_seconds_max: Annotated[
+        float, Says("A snapshot older than this is over its budget. 0 means no limit.", at_least=0)
+    ] = 86400.0
+    preserved_bytes_max: Annotated[
+        int,
+        Says(
+            "Bytes of pre-images that this proxy's writes may store for one snapshot; more is over its budget. "
+            "0 means no limit.",
+            at_least=0,
+        ),
+    ] = 1024 * 1024 * 1024
+    on_budget: Annotated[
+        OnBudget, Says("What happens to a snapshot that is over its budget: abort or warn.")
+    ] = OnBudget.ABORT
+    on_preserve_failure: Annotated[
+        OnPreserveFailure,
+        Says(
+            "When a pre-image cannot be stored: abort ends the open snapshots and lets the write go on, refuse "
+            "refuses the write."
+        ),
+    ] = OnPreserveFailure.ABORT
+    key_bytes_max: Annotated[
+        int,
+        Says(
+            "A key whose memory is more than this is not copied: reads of it at the snapshot are refused. "
+            "0 means no limit.",
+            at_least=0,
+        ),
+    ] = 64 * 1024 * 1024
+    known_keys_max: Annotated[
+        int,
+        Says(
+            "Keys that one node connection remembers as preserved; past it they are forgotten and asked for again.",
+            at_least=1000,
+        ),
+    ] = 200_000
+    memory_percent_max: Annotated[
+        int,
+        Says(
+            "No snapshot is opened while a server uses more than this part of its maxmemory.",
+            at_least=1,
+            at_most=100,
+        ),
+    ] = 90
+    sweep_pause_seconds: Annotated[
+        float,
+        Says(
+            "Pause between two steps of a sweep, each of a thousand keys of one node.",
+            at_least=0,
+            at_most=60,
+        ),
+    ] = 0.01
+    sweep_interval_seconds: Annotated[
+        float,
+        Says(
+            "Time between two looks for what crashed proxies left in the cluster.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 600.0
+    bypass_interval_seconds: Annotated[
+        float,
+        Says(
+            "While a snapshot is open: time between two looks for clients that write past the proxies.",
+            above=0,
+            at_most=DAY_SECONDS,
+        ),
+    ] = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
     """The topology store: the record of the shard map, its changes, and what operators did."""
@@ -482,6 +612,7 @@ class Settings:
     clients: ClientSettings = field(default_factory=ClientSettings)
     commands: CommandSettings = field(default_factory=CommandSettings)
     reads: ReadSettings = field(default_factory=ReadSettings)
+    snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 

@@ -620,6 +620,8 @@ def pack_snapshot(record: SnapshotRecord) -> bytes:
             record.epoch,
             {node_id: [floor.replid, floor.offset] for node_id, floor in record.floors.items()},
             record.reason,
+            record.owner,
+            record.is_cut,
         ]
     )
 
@@ -627,7 +629,9 @@ def pack_snapshot(record: SnapshotRecord) -> bytes:
 def unpack_snapshot(value: bytes) -> SnapshotRecord:
     """Raises StoreRefusedError."""
     try:
-        number, state, opened_at, name, expires_at, epoch, floors, reason = unpack(value, "snapshot")
+        number, state, opened_at, name, expires_at, epoch, floors, reason, owner, is_cut = unpack(
+            value, "snapshot"
+        )
         return SnapshotRecord(
             number,
             SnapshotState(state),
@@ -637,6 +641,8 @@ def unpack_snapshot(value: bytes) -> SnapshotRecord:
             epoch,
             {node_id: Floor(replid, offset) for node_id, (replid, offset) in floors.items()},
             reason,
+            owner,
+            is_cut,
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise StoreRefusedError(f"a snapshot in the store is damaged: {error!r}") from error
