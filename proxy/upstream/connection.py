@@ -55,6 +55,11 @@ class NodeConnection(Endpoint):
         self.out: list[bytes] = []
         self.owed: deque[Slot] = deque()
         self.answered_total = 0
+        # For snapshots: the keys that are known to be preserved, the replication id that was judged (b"": none yet), and
+        # the turn in which the last question for it was queued.
+        self.known: set[bytes] = set()
+        self.history = b""
+        self.guarded_turn = -1
         # While a slot is told that it is lost: since when, at the latest, it was owed.
         self.waiting_since: float | None = None
         # Taken from out, not yet by the kernel; empty while all is well.
@@ -105,16 +110,16 @@ class NodeConnection(Endpoint):
         self.out.append(ASKING)
         self.queue(slot)
 
-    async def request(self, raw: bytes, *, asking: bool = False) -> bytes:
+    async def request(self, raw: bytes, *, asking: bool = False, hash_slot: int = -1) -> bytes:
         """The raw reply to one request. Raises ConnectionLostError.
 
-        If cancelled, the command may have run; its reply is discarded.
+        If cancelled, the command may have run; its reply is discarded. ``hash_slot``: of what it may write.
         """
-        return await self.start(raw, asking=asking).wait_reply()
+        return await self.start(raw, asking=asking, hash_slot=hash_slot).wait_reply()
 
-    def start(self, raw: bytes, *, asking: bool = False) -> Waiter:
+    def start(self, raw: bytes, *, asking: bool = False, hash_slot: int = -1) -> Waiter:
         """Queue one request, whose reply is waited for later: several that are started at once share the way."""
-        waiter = Waiter(raw)
+        waiter = Waiter(raw, hash_slot)
         if self.is_closed:
             waiter.on_lost(False, self)
         elif asking:

@@ -84,6 +84,10 @@ class Nodes:
     def connections(self) -> Iterable[NodeConnection]:
         return self._connections.values()
 
+    def on_lane(self, lane: Lane) -> list[NodeConnection]:
+        """The open ones of one lane."""
+        return [connection for key, connection in self._connections.items() if key[2] is lane]
+
     def ensure(self, address: Address, resp: int) -> None:
         """Keep connections to this node open from now on."""
         self.ensure_all((address,), resp)
