@@ -197,6 +197,7 @@ class Nodes:
                     pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                     continue
                 pause = RECONNECT_SECONDS_FIRST
+                connection.only_reads = lane is Lane.READ
                 self._connections[key] = connection
                 self._forget_failure(key)
                 log.info("node_connected", node=address, resp=resp, lane=lane.name.lower())
