@@ -73,6 +73,16 @@ class Version:
         return f"version {self.depth} at {self.at:.4f} on node {self.node} by {self.operation}{lost}"
 
 
+@dataclass(eq=False, slots=True)
+class Zombie:
+    """A former primary that has not heard of its successor, and what it served."""
+
+    node: int
+    keys: frozenset[bytes]
+    since: float
+    until: float = inf
+
+
 def parts_of(words: Sequence[bytes]) -> list[tuple[bytes, ...]]:
     name = words[0].upper()
     step = _BY_KEY.get(name)
@@ -97,7 +107,7 @@ class Ledger:
         self.history: dict[bytes, list[tuple[float, Version | None]]] = {}
         self.versions: dict[bytes, list[Version]] = {}
         self.stale: list[tuple[int, float, float]] = []  # slot, from, to: its former owner answers reads
-        self.zombies: dict[int, list[tuple[float, float]]] = {}  # shard -> when a former primary believes it is one
+        self.zombies: list[Zombie] = []
         self._expected: dict[tuple[bytes, ...], deque[Operation]] = {}
         self._scratch = Engine(lambda: 0)
 
@@ -183,7 +193,7 @@ class Ledger:
         waiting = self._expected.get(part)
         if not waiting:
             return None
-        operation = next((each for each in waiting if not each.runs.get(part)), waiting[-1])
+        operation = waiting[-1]  # of earlier ones it is known that they do not run any more
         operation.runs[part] = operation.runs.get(part, 0) + 1
         return operation
 
@@ -199,9 +209,8 @@ class Ledger:
     def on_failover(self, old: ServerNode, new: ServerNode) -> None:
         """``new`` holds what ``old`` held, as far as it has it."""
         now = self.cluster.world.now
-        for key in self.keys:
-            if self.holder[key] != old.index:
-                continue
+        held = [key for key in self.keys if self.holder[key] == old.index]
+        for key in held:
             head, known = self.head[key], new.versions.get(key)
             self.holder[key] = new.index
             if head is known:
@@ -213,13 +222,13 @@ class Ledger:
                 version.lost_at = min(version.lost_at, now)
             self._set_head(key, known, new.index)
         if old is not new and old.is_up:
-            self.zombies.setdefault(old.shard, []).append((now, inf))
+            self.zombies.append(Zombie(old.index, frozenset(held), now))
 
     def on_demoted(self, node: ServerNode) -> None:
         """A former primary has heard of its successor."""
-        spans = self.zombies.get(node.shard)
-        if spans and spans[-1][1] == inf:
-            spans[-1] = (spans[-1][0], self.cluster.world.now)
+        for zombie in self.zombies:
+            if zombie.node == node.index and zombie.until == inf:
+                zombie.until = self.cluster.world.now
 
     def on_stale(self, slot: int, since: float, until: float) -> None:
         self.stale.append((slot, since, until))
@@ -233,10 +242,14 @@ class Ledger:
             if stale_slot == slot and began <= until and ended >= since:
                 since = min(since, began)
         found: list[Version | None] = []
-        for began, ended in self.zombies.get(self.cluster.truth.shard(slot), ()):
-            if began <= until and ended >= since:
-                found += [version for version in self.versions[key] if version.at <= until and version.lost_at >= began]
-                since = min(since, began)
+        for zombie in self.zombies:
+            if key in zombie.keys and zombie.since <= until and zombie.until >= since:
+                found += [
+                    version
+                    for version in self.versions[key]
+                    if version.at <= until and version.lost_at >= zombie.since
+                ]
+                since = min(since, zombie.since)
         history = self.history[key]
         for place, (at, version) in enumerate(history):
             next_at = history[place + 1][0] if place + 1 < len(history) else inf
