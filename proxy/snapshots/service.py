@@ -88,10 +88,11 @@ class Snapshots:
         self._opening = trio.Lock()
         self._cut_pending = False
         self._cut_done = trio.Event()
-        self._multis = 0  # writes to several nodes that are not wholly sent
+        self._multis: set[object] = set()  # writes in parts, of which some may have run and others not
         self._multis_ended = trio.Event()
         self._spoiled: str | None = None
         self._barrier: Barrier | None = None
+        self._others_cut_too = False  # in the opening of this proxy's
         self._barrier_seconds: dict[int, float] = {}
         self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
         self._closing_since: dict[int, float] = {}  # Trio time
@@ -145,18 +146,25 @@ class Snapshots:
         return bool(self.chain.ids) or self.sweeper.may_have_keys
 
     @asynccontextmanager
-    async def begin_multi(self) -> AsyncIterator[None]:
-        """Around a write that goes to several nodes in steps: no cut comes between its parts."""
-        while self._cut_pending:
+    async def begin_multi(self, write: object) -> AsyncIterator[None]:
+        """Around a write that goes out in several steps: no cut comes between them."""
+        while self._cut_pending and write not in self._multis:
             await self._cut_done.wait()
-        self._multis += 1
+        self.add_multi(write)
         try:
             yield
         finally:
-            self._multis -= 1
-            if not self._multis:
-                self._multis_ended.set()
-                self._multis_ended = trio.Event()
+            self.end_multi(write)
+
+    def add_multi(self, write: object) -> None:
+        """Of this write some parts may have run and others not. It is to be ended by ``end_multi``."""
+        self._multis.add(write)
+
+    def end_multi(self, write: object) -> None:
+        self._multis.discard(write)
+        if not self._multis:
+            self._multis_ended.set()
+            self._multis_ended = trio.Event()
 
     def spoil(self, cuts: int, reason: str) -> None:
         """Part of a write that was begun after ``cuts`` cuts is sent again: it may stand on both sides of a cut."""
@@ -288,7 +296,7 @@ class Snapshots:
         number = record.id
         try:
             async with self._attention(number) as others:
-                await self._kill_leftovers()
+                had_strangers = await self._kill_leftovers()
                 abandoned_before = self._abandoned.added_total
                 await self._cut(number, others)
                 began = trio.current_time()
@@ -300,6 +308,8 @@ class Snapshots:
                 ):
                     raise CutFailedError(f"{', '.join(sorted(missing))} did not cut in time")
                 floors = await self._take_floors(began + self.settings.drain_seconds)
+                if had_strangers and await self._kill_strangers():
+                    raise CutFailedError("a proxy that shares no topology store with this one writes to the cluster")
                 if self._spoiled is not None:
                     raise CutFailedError(self._spoiled)
                 if self._abandoned.added_total != abandoned_before:
@@ -337,16 +347,20 @@ class Snapshots:
                 raise CutFailedError(f"{', '.join(sorted(missing))} did not notice the opening in time")
             yield others
 
-    async def _kill_leftovers(self) -> None:
-        """What abandoned connections still hold is done or gone afterwards, and a predecessor's too."""
+    async def _kill_leftovers(self) -> bool:
+        """What abandoned connections still hold is done or gone afterwards. Whether a predecessor left something, too."""
         serving = set(self._primaries())
-        failures = await kill_abandoned(self._abandoned, self._ask, serving.__contains__)
+        failures = await kill_abandoned(self._abandoned, self._ask, serving.__contains__, self._proxy_id)
         if failures:
             raise CutFailedError(failures[0])
-        try:
-            await kill_strangers(self._ask, self._primaries(), self._known_members(), self._proxy_id)
-        except (ConnectionLostError, OSError) as lost:
-            raise CutFailedError(str(lost)) from lost
+        return await self._kill_strangers()
+
+    async def _kill_strangers(self) -> bool:
+        """End what proxies have open that are no members. Whether there was any."""
+        strangers = await kill_strangers(self._ask, self._primaries(), self._known_members(), self._proxy_id)
+        if strangers.problems:
+            raise CutFailedError(strangers.problems[0])
+        return bool(strangers.found)
 
     async def _cut(self, number: int, others: set[str]) -> None:
         """Wait for a moment at which no write is between its parts, and cut there."""
@@ -357,7 +371,6 @@ class Snapshots:
                     await self._multis_ended.wait()
             if self._multis:
                 raise CutFailedError("writes over several slots are being retried")
-            self._spoiled = None
             self._others_cut_too = bool(others)
             await self.book.move(number, None, is_cut=True)  # the cut: see _on_record
         finally:
@@ -415,9 +428,10 @@ class Snapshots:
         self._adopt_chain()
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
+            self._spoiled = None
             self._barrier = Barrier(self.preserver, self._links)
             is_own = new.owner == self._proxy_id
-            if is_own and self._multis:  # begun between the look and now
+            if self._multis:
                 self._spoiled = "writes over several slots were being retried"
             self.preserver.is_held = not is_own or self._others_cut_too
             if not is_own:
@@ -476,8 +490,8 @@ class Snapshots:
         try:
             await self._kill_leftovers()
             await barrier.drain(trio.current_time() + self.settings.hold_seconds)
-            if self._spoiled is not None or self._multis:
-                raise CutFailedError(self._spoiled or "writes over several slots are being retried")
+            if self._spoiled is not None:
+                raise CutFailedError(self._spoiled)
             await self.members.acknowledge(record.id, "cut")
             with trio.move_on_after(self.settings.hold_seconds):
                 while self.preserver.is_held:
