@@ -23,7 +23,13 @@ class SnapshotSlot(RequestSlot):
     direct = False
 
     def __init__(
-        self, requester: OpenRequests, command: Command, raw: bytes, hash_slot: int, key: bytes, snapshot_id: int
+        self,
+        requester: OpenRequests,
+        command: Command,
+        raw: bytes,
+        hash_slot: int,
+        key: bytes,
+        snapshot_id: int,
     ) -> None:
         self.requester = requester  # not by ``super``: one is made for each read
         self.command = command

@@ -97,7 +97,16 @@ class Part(ReadSlot):
 class SplitSlot(RequestSlot):
     """The client's slot of a split command: answered when all its parts are."""
 
-    __slots__ = ("arguments", "cuts", "is_resolving", "open_requests", "parts", "pending", "rule", "waiting_since")
+    __slots__ = (
+        "arguments",
+        "cuts",
+        "is_resolving",
+        "open_requests",
+        "parts",
+        "pending",
+        "rule",
+        "waiting_since",
+    )
 
     def __init__(
         self, open_requests: OpenRequests, command: Command, arguments: list[bytes], rule: SplitRule

@@ -89,7 +89,9 @@ WATCH_IN_MULTI = b"-ERR WATCH inside MULTI is not allowed\r\n"
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 EXEC_WITHOUT_MULTI = b"-ERR EXEC without MULTI\r\n"
 DISCARD_WITHOUT_MULTI = b"-ERR DISCARD without MULTI\r\n"
-NO_SNAPSHOT = b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
+NO_SNAPSHOT = (
+    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
+)
 MIXED_TRANSACTION = (
     b"-ERR this connection's reads are of a snapshot, and a transaction that writes would read what is there now;"
     b" send the reads before MULTI, or STEADY.READ STRONG first\r\n"
@@ -311,9 +313,7 @@ class ClientConnection(OpenRequests):
                 return sum(len(item[1]) for item in found[taken:])
         return 0
 
-    def _relay_by_policy(
-        self, policy: ReadPolicy, found: Sequence[Simple], only_reads: bool
-    ) -> int:
+    def _relay_by_policy(self, policy: ReadPolicy, found: Sequence[Simple], only_reads: bool) -> int:
         """The same for a client whose reads may go to replicas."""
         if only_reads and (refusal := policy.take_refusal()) is not None:
             for item in found:
@@ -564,9 +564,7 @@ class ClientConnection(OpenRequests):
         self.relay(command, raw, hash_slot)
         self._mute(slot_count)
 
-    async def _block(
-        self, command: Command, raw: bytes, hash_slot: int, writes: tuple[bytes, ...]
-    ) -> bytes:
+    async def _block(self, command: Command, raw: bytes, hash_slot: int, writes: tuple[bytes, ...]) -> bytes:
         self.is_blocked = True
         self._unblocked_with = None
         try:

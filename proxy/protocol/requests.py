@@ -49,9 +49,7 @@ class ProtocolError(Exception):
 Simple = tuple[Command, bytes, int, bytes]  # a plain single-key request: command, raw frame, hash slot, key
 
 
-def scan_simple(
-    buffer: bytes, at: int, count_max: int, found: list[Simple], value_bytes_max: int
-) -> int:
+def scan_simple(buffer: bytes, at: int, count_max: int, found: list[Simple], value_bytes_max: int) -> int:
     """Append (command, raw frame, slot, key) to ``found`` for each plain single-key request from ``at`` on.
 
     Stops before the first frame that is incomplete, not simple or not canonical, or after ``count_max``
