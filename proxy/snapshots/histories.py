@@ -137,10 +137,10 @@ class Histories:
 
     # -- judging
 
-    def guard(self, connection: NodeConnection, turn: int) -> None:
-        """Queue the question in front of what is queued next, once a turn."""
-        if connection.guarded_turn != turn:
-            connection.guarded_turn = turn
+    def guard(self, connection: NodeConnection, step: int) -> None:
+        """Queue the question in front of what is queued next, once in each of the hub's steps; -1: in any case."""
+        if connection.guarded_step != step or step < 0:
+            connection.guarded_step = step
             connection.queue(HistoryGuard())
 
     async def judge(self, connection: NodeConnection, deadline: float) -> bool:

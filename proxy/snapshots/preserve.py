@@ -137,7 +137,9 @@ class Preserver:
         self.released = trio.Event()
         self.costs: dict[int, Costs] = {}
         self.on_failure: PreserveFailureHandler | None = None
-        self.on_split: Callable[[int], None] = lambda hash_slot: None  # a marker was set in a slot that is split
+        self.on_split: Callable[[int], None] = lambda hash_slot: (
+            None
+        )  # a marker was set in a slot that is split
         self.ways: Ways
 
     # -- the hot path
