@@ -17,6 +17,7 @@ from math import inf
 from zlib import crc32
 
 from proxy.protocol.encode import EMPTY_ARRAY, OK, array, bulk, integer, simple
+from proxy.snapshots import preserve
 
 NIL = b"$-1\r\n"
 NIL_ARRAY = b"*-1\r\n"
@@ -565,10 +566,35 @@ def _script(engine: Engine, words: Sequence[bytes]) -> Reply:
 _SCRIPT_OF_DIGEST: dict[bytes, Script] = {}
 
 
+def _preserve(engine: Engine, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Reply:
+    """The proxy's own script, ``proxy.snapshots.preserve.SCRIPT``, line by line."""
+    answers = []
+    bytes_max = int(arguments[0])
+    for key, marker, preimage in zip(keys[::3], keys[1::3], keys[2::3], strict=True):
+        answer = -1
+        if engine.get(marker) is None:
+            size = _memory(engine, [b"MEMORY", b"USAGE", key])
+            if size == NIL:
+                engine.put(marker, b"a", None)
+                answer = 0
+            elif bytes_max > 0 and int(size[1:-2]) > bytes_max:
+                engine.put(marker, b"x", None)
+                answer = -2
+            else:
+                _copy(engine, [b"COPY", key, preimage])
+                engine.put(marker, b"p", None)
+                answer = int(size[1:-2])
+        answers.append(integer(answer))
+    return array(answers)
+
+
 def register(text: bytes, script: Script) -> None:
     """From now on servers know what ``text`` does."""
     SCRIPTS[text] = script
     _SCRIPT_OF_DIGEST[digest_of(text)] = script
+
+
+register(preserve.SCRIPT, _preserve)
 
 
 # -- the whole of it

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
 
-from proxy.settings import ClusterSettings, Settings
+from proxy.settings import ClusterSettings, Settings, SnapshotSettings
+from proxy.snapshots.facts import SnapshotError
 from proxy.store.memory import MemoryStore
+from proxy.topology.audit import Operator
 from routing.slot import slot_of
 from tests.simulation.cluster import Cluster, ServerNode
 from tests.simulation.ledger import Broken, Ledger
-from tests.simulation.promises import Counts, Judge
-from tests.simulation.proxies import ClientGoneError, SimClient, SimProxy
-from tests.simulation.workload import Workload
+from tests.simulation.promises import Counts, Judge, SnapshotView
+from tests.simulation.proxies import SimClient, SimProxy
+from tests.simulation.stores import StoreLink
+from tests.simulation.workload import Workload, read_of
 from tests.simulation.world import SimClock, World, seeded, simulated_sockets
 
 SHARDS = 3
@@ -26,6 +29,14 @@ WRITERS = 3
 READERS = 2
 OPERATIONS = 22  # of each client
 PAUSE_SECONDS = 0.018  # between two operations of a client, on average
+SNAPSHOT_SETTINGS = SnapshotSettings(
+    open_deadline_seconds=0.6,
+    drain_seconds=0.15,
+    hold_seconds=0.1,
+    member_ttl_seconds=0.6,
+    sweep_pause_seconds=0.002,
+)
+OPERATOR = Operator("simulation", "test")
 ENGINES = ("6.2.14", "7.0.15", "8.0.1", "8.1.0", "9.1.0")
 
 logging.getLogger("proxy").setLevel(logging.CRITICAL)
@@ -61,43 +72,82 @@ class History:
         self.ledger.use(self.workload.keys)
         self.judge = Judge(self.ledger)
         self.proxies: list[SimProxy] = []
+        self.views: dict[int, SnapshotView] = {}  # those that served
+        self._proxy_names = 0
         self._busy = 0  # clients that are not done
+        self._done = trio.Event()
+        # What kind of history it is.
+        self.proxy_count = self.rng.choice((1, 1, 1, 2))
+        self.crashes = self.rng.random() < 0.25
+        self.is_shared = self.proxy_count > 1 or self.crashes or self.rng.random() < 0.2
+        self.settings = replace(
+            Settings(),
+            cluster=ClusterSettings(request_deadline_seconds=REQUEST_DEADLINE_SECONDS),
+            snapshots=SNAPSHOT_SETTINGS,
+        )
 
     async def play(self) -> None:
-        store = MemoryStore()
-        settings = replace(
-            Settings(), cluster=ClusterSettings(request_deadline_seconds=REQUEST_DEADLINE_SECONDS)
-        )
+        self.store = MemoryStore()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self.judge.on_broken = nursery.cancel_scope.cancel
-            proxy = SimProxy(
-                self.world, "p1", store, settings, with_keeper=self.rng.random() < 0.05
-            )
-            self.proxies.append(proxy)
-            await nursery.start(proxy.run)
-            async with trio.open_nursery() as clients:
+            nursery.start_soon(self.store.run)
+            for _ in range(self.proxy_count):
+                await self._start_proxy()
+            async with trio.open_nursery() as tasks:
                 self._busy = WRITERS + READERS
                 for number in range(WRITERS):
-                    clients.start_soon(self._client, f"w{number}", 0.75)
+                    tasks.start_soon(self._client, f"w{number}", 0.75)
                 for number in range(READERS):
-                    clients.start_soon(self._client, f"r{number}", 0.0)
-                clients.start_soon(self._trouble)
+                    tasks.start_soon(self._client, f"r{number}", 0.0)
+                tasks.start_soon(self._trouble)
+                for _ in range(self.rng.choice((1, 1, 2))):
+                    tasks.start_soon(self._snapshots)
             await self._settle()
+            self._check()
+            nursery.cancel_scope.cancel()
+
+    def _check(self) -> None:
+        """What can only be said at the end."""
+        try:
             self.judge.check_writes()
             self.judge.check_order()
+            for view in self.views.values():
+                view.check()
             for each in self.proxies:
                 if each.hub.faults:
                     raise Broken(f"a handler raised: {each.hub.faults[0]!r}") from each.hub.faults[0]
-            nursery.cancel_scope.cancel()
+        except Broken as broken:
+            self.judge.fail(broken)
+
+    # -- proxies
+
+    async def _start_proxy(self) -> None:
+        self._proxy_names += 1
+        proxy = SimProxy(
+            self.world,
+            f"p{self._proxy_names}",
+            StoreLink(self.world, self.store, is_shared=self.is_shared),
+            self.settings,
+            with_keeper=self.rng.random() < 0.05,
+        )
+        await self._nursery.start(proxy.run)
+        self.proxies.append(proxy)
+
+    async def _client_of_one(self) -> SimClient:
+        """A client of a proxy that runs."""
+        while not (running := [proxy for proxy in self.proxies if proxy.is_up]):
+            await trio.sleep(0.005)
+        return SimClient(self.rng.choice(running))
 
     # -- clients
 
     async def _client(self, name: str, writes: float) -> None:
-        client = SimClient(self.proxies[0])
+        client = await self._client_of_one()
         for _ in range(OPERATIONS):
             await trio.sleep(self.rng.expovariate(1 / PAUSE_SECONDS))
             if client.is_lost:
-                client = SimClient(self.proxies[0])
+                client = await self._client_of_one()
             count = self.rng.randint(1, 3) if self.rng.random() < 0.2 else 1
             async with trio.open_nursery() as nursery:
                 for _ in range(count):
@@ -107,6 +157,87 @@ class History:
                         commands = [self.workload.read()]
                     self._start(nursery, client, name, commands)
         self._busy -= 1
+        if not self._busy:
+            self._done.set()
+
+    async def _snapshots(self) -> None:
+        """Opens one after another; reads each at once, by chance, and before it is closed."""
+        while not self._done.is_set():
+            await trio.sleep(self.rng.expovariate(1 / 0.04))
+            running = [proxy for proxy in self.proxies if proxy.is_up]
+            if not running:
+                continue
+            proxy = self.rng.choice(running)
+            view = await self._open(proxy)
+            if view is None:
+                continue
+            for _ in range(self.rng.randint(1, 5)):
+                await self._read(view)
+                await trio.sleep(self.rng.expovariate(1 / 0.06))
+            with trio.move_on_after(0.3):
+                await self._done.wait()
+            await self._read(view)
+            running = [each for each in self.proxies if each.is_up]
+            if running and self.rng.random() < 0.8:
+                closer = self.rng.choice(running)
+                await self._on(closer, partial(self._close, closer, view.id))
+
+    async def _on(self, proxy: SimProxy, work: Callable[[], Awaitable[None]]) -> None:
+        """Work that ends when the proxy does."""
+        with proxy.scope_of_calls():
+            await work()
+
+    async def _open(self, proxy: SimProxy) -> SnapshotView | None:
+        asked_at = self.world.now
+        found: list[int] = []
+
+        async def work() -> None:
+            try:
+                record = await proxy.snapshots.open("simulated", None, OPERATOR)
+            except SnapshotError as refused:
+                self.world.tell(f"{proxy.name} opens no snapshot: {refused}")
+                self.judge.counts.snapshots_refused += 1
+            else:
+                found.append(record.id)
+
+        await self._on(proxy, work)
+        if not found:
+            return None
+        self.world.tell(f"{proxy.name} opened snapshot {found[0]}")
+        self.judge.counts.snapshots_opened += 1
+        view = self.views[found[0]] = SnapshotView(self.ledger, found[0], asked_at, self.world.now)
+        return view
+
+    async def _close(self, proxy: SimProxy, number: int) -> None:
+        try:
+            await proxy.snapshots.close(number, OPERATOR)
+            self.world.tell(f"{proxy.name} closed snapshot {number}")
+        except SnapshotError as refused:
+            self.world.tell(f"{proxy.name} does not close snapshot {number}: {refused}")
+            self.judge.counts.snapshots_aborted += "aborted" in str(refused)
+
+    async def _read(self, view: SnapshotView) -> None:
+        """Many keys, all at once, from one client."""
+        client = await self._client_of_one()
+        client.bind(view.id)
+        keys = self.rng.sample(self.workload.keys, len(self.workload.keys) // 2)
+        requests = [read_of(key) for key in keys]
+        strings = sorted(key for key in keys if key.rpartition(b"}")[2][:1] == b"s")
+        if len(strings) > 1:
+            requests.append((b"MGET", *strings))
+        since = self.world.now
+        name = f"{client.proxy.name}'s client"
+        async with trio.open_nursery() as nursery:
+            for words in requests:
+                done = trio.Event()
+
+                def on_reply(reply: bytes | None, words: tuple[bytes, ...] = words, done: trio.Event = done) -> None:
+                    self.judge.on_snapshot_read(view, name, words, reply, since, self.world.now)
+                    done.set()
+
+                client.start(words, on_reply)
+                nursery.start_soon(done.wait)
+        client.close()
 
     def _start(self, nursery: trio.Nursery, client: SimClient, name: str, commands: list[tuple[bytes, ...]]) -> None:
         operation = self.ledger.send(name, commands, self.world.now)
@@ -134,6 +265,10 @@ class History:
             self._break_connections: 2,
             self._lag: 3,
         }
+        if self.crashes:
+            choices[self._crash_proxy] = 3
+        if self.is_shared:
+            choices[self._cut_store] = 1
         if self.cluster.is_atomic:
             choices[self._hand_over] = 5
         kinds, weights = list(choices), list(choices.values())
@@ -245,6 +380,28 @@ class History:
             self.world.tell(f"the connections of node {node.index} break")
             node.kill_connections()
 
+    async def _crash_proxy(self) -> None:
+        running = [proxy for proxy in self.proxies if proxy.is_up]
+        if not running:
+            return
+        proxy = self.rng.choice(running)
+        self.world.tell(f"{proxy.name} dies")
+        self.cluster.counts["proxy crashes"] = self.cluster.counts.get("proxy crashes", 0) + 1
+        proxy.crash()
+        await trio.sleep(self.rng.uniform(0.0, 0.1))
+        await self._start_proxy()
+
+    async def _cut_store(self) -> None:
+        """A proxy cannot reach the store for a time."""
+        running = [proxy for proxy in self.proxies if proxy.is_up]
+        if not running:
+            return
+        proxy = self.rng.choice(running)
+        self.world.tell(f"{proxy.name} cannot reach the store")
+        proxy.store.is_down = True
+        await trio.sleep(self.rng.choice((0.02, 0.2, 0.9)))
+        proxy.store.is_down = not proxy.is_up
+
     async def _lag(self) -> None:
         node = self.rng.choice(self.cluster.nodes)
         if not node.is_primary:
@@ -293,6 +450,3 @@ def _first(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
-
-
-__all__ = ["ClientGoneError", "History", "Outcome", "partial", "run"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -20,7 +20,8 @@ from proxy.protocol.encode import frame
 from proxy.protocol.replies import end_of_reply
 from proxy.replicas.service import ReplicaOptions, Replicas
 from proxy.settings import Settings
-from proxy.store.interface import TopologyStore
+from proxy.snapshots.links import Links
+from proxy.snapshots.service import Snapshots
 from proxy.topology.discovery import Discovery
 from proxy.topology.keeper import Keeper
 from proxy.topology.service import Topology
@@ -31,9 +32,11 @@ from routing.slot import SLOT_COUNT
 from routing.timeline import TimelineLimits
 from routing.topology import Migration, MigrationKind, Node, Role, Shard, TopologyView
 from tests.simulation.cluster import Belief, Claim, Cluster
+from tests.simulation.stores import StoreLink
 from tests.simulation.world import Pipe, SimDialer, SimHub, World
 
 CONNECT_TIMEOUT_SECONDS = 0.3
+RECOVER_SECONDS = 0.2
 LOOK_SECONDS = 0.1  # between two looks of the light observer
 LOOK_AGAIN_SECONDS = 0.01  # between two looks, however much one is wanted
 ANSWER_SECONDS = 0.002  # that half a look takes at the most
@@ -47,7 +50,7 @@ class SimProxy:
     """A proxy process. ``run`` serves until ``crash``."""
 
     def __init__(
-        self, world: World, name: str, store: TopologyStore, settings: Settings, *, with_keeper: bool
+        self, world: World, name: str, store: StoreLink, settings: Settings, *, with_keeper: bool
     ) -> None:
         self.world = world
         self.name = name
@@ -58,6 +61,7 @@ class SimProxy:
         self._with_keeper = with_keeper
         self._scope = trio.CancelScope()
         self._clients: list[SimClient] = []
+        self._calls: list[trio.CancelScope] = []
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As ``Proxy.run``. Served when the first view is there and all primaries are connected."""
@@ -97,32 +101,51 @@ class SimProxy:
                     replace(dialer, is_readonly=True), nursery, deadline_seconds, lanes=(Lane.READ,)
                 )
                 self.replicas = Replicas(replica_nodes, self.topology, ReplicaOptions(settle_seconds=5.0))
+                self.snapshots = Snapshots(
+                    settings.snapshots,
+                    self.topology,
+                    Links(self.nodes, self.private),
+                    self.store,
+                    abandoned,
+                    self.name,
+                    now=world.unix_seconds,
+                )
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
                     self.topology,
                     self.private,
                     self.replicas,
+                    self.snapshots,
                     nursery,
                     request_deadline_seconds=deadline_seconds,
                     script_cache_bytes_max=1 << 20,
                 )
                 nursery.start_soon(self.nodes.watch)
                 nursery.start_soon(keeper.run if keeper is not None else self._observe)
+                await self.snapshots.recover(RECOVER_SECONDS)
+                nursery.start_soon(self.snapshots.run)
                 await self._first_view()
                 self.is_up = True
                 task_status.started()
                 await trio.sleep_forever()
 
+    @contextlib.contextmanager
+    def scope_of_calls(self) -> Iterator[None]:
+        """What an operator has this proxy do ends with it."""
+        with trio.CancelScope() as scope:
+            self._calls.append(scope)
+            yield
+
     def crash(self) -> None:
         """As by SIGKILL: no task does anything any more, and the kernel closes the sockets."""
         self.is_up = False
-        for connection in [*self.nodes.connections(), *self.private.connections_in_use()]:
-            connection.sock.close()
+        self.store.is_down = True
         self.hub.die()
         for client in list(self._clients):
             client.lose()
-        self._scope.cancel()
+        for scope in [self._scope, *self._calls]:
+            scope.cancel()
 
     async def _first_view(self) -> None:
         while not self.topology.view.shards:
@@ -257,6 +280,10 @@ class SimClient:
             return
         self._waiting.append(on_reply)
         self._to_proxy.send(frame(words))
+
+    def bind(self, snapshot_id: int) -> None:
+        """From now on its reads are of this snapshot."""
+        self.connection.snapshot_id = snapshot_id
 
     async def call(self, *words: bytes) -> bytes:
         """The reply. Raises ClientGoneError."""

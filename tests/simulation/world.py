@@ -157,12 +157,13 @@ class SimHub(Hub):
     def __init__(self, world: World) -> None:
         self._by_number: dict[int, Endpoint] = {}
         self.dirty = []
-        self.turns_total = 0
+        self.turns_total = self.step = 0
         self.faults_total = 0
         self.faults: list[Exception] = []
         self._in_turn = False
         self.ready: dict[int, None] = {}  # numbers of sockets, in the order in which they became so
-        self.calls: list[Callable[[], None]] = []
+        self.sockets: list[SimSocket] = []  # all that were ever connected
+        self.is_dead = False
         world.hubs.append(self)
         self._world = world
 
@@ -185,6 +186,7 @@ class SimHub(Hub):
     def turn(self) -> bool:
         ready, self.ready = list(self.ready), {}
         self._in_turn = True
+        self.step += 1
         for number in ready:
             endpoint = self._by_number.get(number)
             if endpoint is None or not endpoint.interest & READ:
@@ -200,15 +202,19 @@ class SimHub(Hub):
     def in_turn(self, act: Callable[[], None]) -> None:
         """Run something as part of a turn."""
         self._in_turn = True
+        self.step += 1
         try:
             act()
         finally:
             self.flush()
 
     def die(self) -> None:
-        """The process is gone."""
+        """The process is gone: the kernel closes its sockets, and nothing more is read or sent."""
         self._by_number.clear()
         self.ready.clear()
+        for sock in self.sockets:
+            sock.close()
+        self.is_dead = True
         self._world.hubs.remove(self)
 
     def close(self) -> None:
@@ -228,6 +234,7 @@ class SimSocket:
         self.node = node
         self.name = f"{name}->{node.index}"
         self._number = world.next_socket()
+        hub.sockets.append(self)
         self._inbox: deque[bytes] = deque()
         self._is_ended = self._is_reset = self._is_closed = False
         self._news = trio.Event()
