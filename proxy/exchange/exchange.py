@@ -23,6 +23,7 @@ from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.replicas.service import Replicas
+from proxy.snapshots.asked import SnapshotDesk
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane, Nodes
@@ -48,6 +49,8 @@ log = get_logger(__name__)
 
 class Exchange:
     """What a request needs to reach its node. One per proxy."""
+
+    snapshots: SnapshotDesk  # set by whoever makes it
 
     def __init__(
         self,

@@ -173,7 +173,8 @@ class OpenRequests(Requester):
         self._kinds = KINDS[2]  # of connection by lane, for this client's RESP version
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
-        self.policy: ReadPolicy | None = None  # None: all its reads are strong
+        self.policy: ReadPolicy | None = None  # None: all its reads are strong, or of one snapshot
+        self.snapshot_id = 0  # that its reads are of; 0: of none, -1: of the one that is current at each
         # Of this pass over its requests, which is one synchronous step:
         self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn
         self._went_to_owner = False  # something was sent to an owner
