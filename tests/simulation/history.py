@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import trio
 
 from proxy.settings import ClusterSettings, Settings, SnapshotSettings
-from proxy.snapshots.facts import SnapshotError
 from proxy.store.memory import MemoryStore
-from proxy.topology.audit import Operator
 from routing.slot import slot_of
 from tests.simulation.cluster import Cluster, ServerNode
 from tests.simulation.ledger import Broken, Ledger
@@ -36,7 +33,6 @@ SNAPSHOT_SETTINGS = SnapshotSettings(
     member_ttl_seconds=0.6,
     sweep_pause_seconds=0.002,
 )
-OPERATOR = Operator("simulation", "test")
 ENGINES = ("6.2.14", "7.0.15", "8.0.1", "8.1.0", "9.1.0")
 
 logging.getLogger("proxy").setLevel(logging.CRITICAL)
@@ -164,11 +160,7 @@ class History:
         """Opens one after another; reads each at once, by chance, and before it is closed."""
         while not self._done.is_set():
             await trio.sleep(self.rng.expovariate(1 / 0.04))
-            running = [proxy for proxy in self.proxies if proxy.is_up]
-            if not running:
-                continue
-            proxy = self.rng.choice(running)
-            view = await self._open(proxy)
+            view = await self._open()
             if view is None:
                 continue
             for _ in range(self.rng.randint(1, 5)):
@@ -177,54 +169,43 @@ class History:
             with trio.move_on_after(0.3):
                 await self._done.wait()
             await self._read(view)
-            running = [each for each in self.proxies if each.is_up]
-            if running and self.rng.random() < 0.8:
-                closer = self.rng.choice(running)
-                await self._on(closer, partial(self._close, closer, view.id))
+            if self.rng.random() < 0.8:
+                await self._close(view)
 
-    async def _on(self, proxy: SimProxy, work: Callable[[], Awaitable[None]]) -> None:
-        """Work that ends when the proxy does."""
-        with proxy.scope_of_calls():
-            await work()
-
-    async def _open(self, proxy: SimProxy) -> SnapshotView | None:
+    async def _open(self) -> SnapshotView | None:
+        client = await self._client_of_one()
         asked_at = self.world.now
-        found: list[int] = []
-
-        async def work() -> None:
-            try:
-                record = await proxy.snapshots.open("simulated", None, OPERATOR)
-            except SnapshotError as refused:
-                self.world.tell(f"{proxy.name} opens no snapshot: {refused}")
-                self.judge.counts.snapshots_refused += 1
-            else:
-                found.append(record.id)
-
-        await self._on(proxy, work)
-        if not found:
+        reply = await client.call(b"STEADY.SNAPSHOT", b"OPEN")
+        client.close()
+        if reply is None or reply[:1] != b":":
+            self.world.tell(f"{client.proxy.name} opens no snapshot: {reply!r}")
+            self.judge.counts.snapshots_refused += 1
             return None
-        self.world.tell(f"{proxy.name} opened snapshot {found[0]}")
+        number = int(reply[1:-2])
+        self.world.tell(f"{client.proxy.name} opened snapshot {number}")
         self.judge.counts.snapshots_opened += 1
-        view = self.views[found[0]] = SnapshotView(self.ledger, found[0], asked_at, self.world.now)
+        view = self.views[number] = SnapshotView(self.ledger, number, asked_at, self.world.now)
         return view
 
-    async def _close(self, proxy: SimProxy, number: int) -> None:
-        try:
-            await proxy.snapshots.close(number, OPERATOR)
-            self.world.tell(f"{proxy.name} closed snapshot {number}")
-        except SnapshotError as refused:
-            self.world.tell(f"{proxy.name} does not close snapshot {number}: {refused}")
-            self.judge.counts.snapshots_aborted += "aborted" in str(refused)
+    async def _close(self, view: SnapshotView) -> None:
+        client = await self._client_of_one()
+        reply = await client.call(b"STEADY.SNAPSHOT", b"CLOSE", b"%d" % view.id)
+        client.close()
+        self.world.tell(f"{client.proxy.name} on closing snapshot {view.id}: {reply!r}")
+        self.judge.counts.snapshots_aborted += b"aborted" in (reply or b"")
 
     async def _read(self, view: SnapshotView) -> None:
         """Many keys, all at once, from one client."""
         client = await self._client_of_one()
-        client.bind(view.id)
+        bound = await client.call(b"STEADY.READ", b"SNAPSHOT", b"%d" % view.id)
         keys = self.rng.sample(self.workload.keys, len(self.workload.keys) // 2)
         requests = [read_of(key) for key in keys]
         strings = sorted(key for key in keys if key.rpartition(b"}")[2][:1] == b"s")
         if len(strings) > 1:
             requests.append((b"MGET", *strings))
+        if bound is None or bound[:1] == b"-":
+            self.judge.counts.snapshot_reads_refused += len(requests)
+            return
         since = self.world.now
         name = f"{client.proxy.name}'s client"
         async with trio.open_nursery() as nursery:

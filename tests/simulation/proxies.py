@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -42,10 +42,6 @@ LOOK_AGAIN_SECONDS = 0.01  # between two looks, however much one is wanted
 ANSWER_SECONDS = 0.002  # that half a look takes at the most
 
 
-class ClientGoneError(Exception):
-    """The proxy closed the connection, or is gone."""
-
-
 class SimProxy:
     """A proxy process. ``run`` serves until ``crash``."""
 
@@ -61,7 +57,6 @@ class SimProxy:
         self._with_keeper = with_keeper
         self._scope = trio.CancelScope()
         self._clients: list[SimClient] = []
-        self._calls: list[trio.CancelScope] = []
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As ``Proxy.run``. Served when the first view is there and all primaries are connected."""
@@ -130,13 +125,6 @@ class SimProxy:
                 task_status.started()
                 await trio.sleep_forever()
 
-    @contextlib.contextmanager
-    def scope_of_calls(self) -> Iterator[None]:
-        """What an operator has this proxy do ends with it."""
-        with trio.CancelScope() as scope:
-            self._calls.append(scope)
-            yield
-
     def crash(self) -> None:
         """As by SIGKILL: no task does anything any more, and the kernel closes the sockets."""
         self.is_up = False
@@ -144,8 +132,7 @@ class SimProxy:
         self.hub.die()
         for client in list(self._clients):
             client.lose()
-        for scope in [self._scope, *self._calls]:
-            scope.cancel()
+        self._scope.cancel()
 
     async def _first_view(self) -> None:
         while not self.topology.view.shards:
@@ -281,30 +268,18 @@ class SimClient:
         self._waiting.append(on_reply)
         self._to_proxy.send(frame(words))
 
-    def bind(self, snapshot_id: int) -> None:
-        """From now on its reads are of this snapshot."""
-        self.connection.snapshot_id = snapshot_id
-
-    async def call(self, *words: bytes) -> bytes:
-        """The reply. Raises ClientGoneError."""
-        return (await self.pipeline([words]))[0]
-
-    async def pipeline(self, requests: Sequence[Sequence[bytes]]) -> list[bytes]:
-        """The replies to requests that are sent at once. Raises ClientGoneError."""
+    async def call(self, *words: bytes) -> bytes | None:
+        """The reply; None when the connection ended before it came."""
         replies: list[bytes | None] = []
         done = trio.Event()
 
         def on_reply(reply: bytes | None) -> None:
             replies.append(reply)
-            if len(replies) == len(requests):
-                done.set()
+            done.set()
 
-        for words in requests:
-            self.start(words, on_reply)
+        self.start(words, on_reply)
         await done.wait()
-        if None in replies:
-            raise ClientGoneError
-        return replies  # type: ignore[return-value]
+        return replies[0]
 
     def on_data(self, data: bytes | None) -> None:
         if self.is_lost:
