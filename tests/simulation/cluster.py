@@ -526,6 +526,7 @@ class ServerNode:
         self.replid = self.world.token()
         self.source = None
         self.is_primary = True
+        self.belief = self.cluster.truth.copy()  # whoever wins an election knows what it is about
 
     # -- what it tells
 
