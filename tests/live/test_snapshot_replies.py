@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from proxy.embedded.connection import ServerError as NodeError
 from proxy.embedded.engine import Engine
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import frame
@@ -27,7 +28,7 @@ from routing.command import arity_accepts, lookup
 from routing.slot import slot_of
 from routing.snapshot_names import absent, preimage
 from routing.snapshot_reads import _PLANS, Form, ReadPlan, plan, rewrite
-from tests.live.conftest import _CANDIDATES, engine_named
+from tests.live.conftest import _CANDIDATES, ClusterStarter, engine_named
 
 pytestmark = pytest.mark.live
 
@@ -612,3 +613,21 @@ def test_what_is_refused_for_its_layout_does_differ(readings: Readings) -> None:
         here = key_place.wire.ask(*question, key)
         assert here == key_place.wire.ask(*question, key)
         assert here != elsewhere.wire.ask(*question, elsewhere.replaced[key])
+
+
+async def test_reads_of_one_key_work_in_a_split_slot(share_cluster: ClusterStarter) -> None:
+    """Two keys get TRYAGAIN or ASK there; what is sent for one key is of one key to the cluster, too."""
+    counted, ranged = b"{t}counted", b"{t}ranged"
+    slot = slot_of(counted)
+    async with share_cluster() as cluster:
+        owner = (await cluster.map_at(cluster.primaries[0])).owner_of(slot)
+        [source] = [node for node in cluster.primaries if node.id == owner.id]
+        target = next(node for node in cluster.primaries if node is not source)
+        await cluster.call(source, "PFADD", counted, "a", "b")
+        await cluster.call(source, "ZADD", ranged, 0, "a", 0, "b")
+        await cluster.call(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+        for words in ((b"PFCOUNT", counted), (b"ZLEXCOUNT", ranged, b"-", b"+")):
+            assert await cluster.call(source, *rewrite(planned(Call(words, "")), {})) == 2
+        with pytest.raises(NodeError, match="TRYAGAIN|ASK"):  # Redis 6.2 sends it on to where the other key is not
+            await cluster.call(source, "PFCOUNT", counted, absent(slot))
+        await cluster.call(source, "CLUSTER", "SETSLOT", slot, "STABLE")
