@@ -247,8 +247,10 @@ class _Look:
 
     def _markers(self) -> tuple[int, ...]:
         """Of which snapshots' markers the read asks."""
-        ids = self.exchange.snapshots.chain.ids
-        return self.exchange.snapshots.chain.markers_of(self.snapshot_id) if self.snapshot_id in ids else ()
+        if self.snapshot_id is None:
+            return ()
+        chain = self.exchange.snapshots.chain
+        return chain.markers_of(self.snapshot_id) if self.snapshot_id in chain.ids else ()
 
     def _staleness_seconds(self, chosen: CandidateFacts) -> float | None:
         """Of the reply: the snapshot's age, or that of what the node has."""

@@ -20,7 +20,9 @@ from tests.proxy.snapshot_desk import ABORTED, PlainDesk, facts_of
 from tests.proxy.world import Client, FakeTransport, World, keys_of, world_of
 
 RULES = ReadSettings(rules=(ReadRuleSettings("cache:", "eventual"),))
-NO_SNAPSHOT = b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN\r\n"
+NO_SNAPSHOT = (
+    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
+)
 
 
 @pytest.fixture
