@@ -57,7 +57,6 @@ BARRIER_SECONDS = _gauge(
     "snapshot_barrier_seconds", "From the cut until it served, of the snapshot opened here last."
 )
 ABORTED = _counter("snapshots_aborted", "Snapshots that this proxy has seen abort, by why.", "kind")
-BYPASSING = _gauge("snapshot_bypassing_writers", "Clients of the nodes that write past the proxies.")
 
 
 class SnapshotMetrics:
@@ -77,7 +76,7 @@ class SnapshotMetrics:
             facts.record.id for facts in snapshots if facts.record.state is SnapshotState.ABORTED
         }
 
-    def samples(self, snapshots: Sequence[SnapshotFacts], bypassing_writers: int = 0) -> Iterator[Sample]:
+    def samples(self, snapshots: Sequence[SnapshotFacts]) -> Iterator[Sample]:
         """All numbers now. ``snapshots``: those that are known."""
         self.look(snapshots)
         states = Counter(facts.record.state for facts in snapshots)
@@ -96,7 +95,6 @@ class SnapshotMetrics:
             yield Sample(BARRIER_SECONDS, self._barrier_of[1])
         for kind in ABORT_KINDS:
             yield Sample(ABORTED, self._aborted[kind], (kind,))
-        yield Sample(BYPASSING, bypassing_writers)
 
     def look(self, snapshots: Sequence[SnapshotFacts]) -> None:
         """Add up what has grown since the last look."""
