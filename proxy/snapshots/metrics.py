@@ -17,20 +17,21 @@ from routing.snapshot import SnapshotRecord, SnapshotState
 
 OPENING: Final = "opening"
 OTHER: Final = "other"
-_WORDS_OF_KIND: Final = {  # kind -> words in the reason of such a record
-    "preserve": "a pre-image could not be stored",
-    "history": "cannot prove to have its data",
-    "budget": "(setting snapshots.",
-    "blind_write": "a proxy wrote before it could read of it",
+_KIND_OF_WORDS: Final = {  # words in the reason of such a record -> kind
+    "a pre-image could not be stored": "preserve",
+    "cannot prove to have its data": "history",
+    "changed its history": "history",
+    "(setting snapshots.": "budget",
+    "wrote without knowing of it": "blind_write",
 }
-ABORT_KINDS: Final = (OPENING, *_WORDS_OF_KIND, OTHER)
+ABORT_KINDS: Final = (OPENING, *dict.fromkeys(_KIND_OF_WORDS.values()), OTHER)
 
 
 def abort_kind(record: SnapshotRecord) -> str:
     """Why it was aborted, as one of a few words. One without floors has never served."""
     if not record.floors:
         return OPENING
-    return next((kind for kind, words in _WORDS_OF_KIND.items() if words in record.reason), OTHER)
+    return next((kind for words, kind in _KIND_OF_WORDS.items() if words in record.reason), OTHER)
 
 
 def _counter(name: str, help_: str, *labels: str) -> Family:

@@ -434,6 +434,20 @@ async def test_a_snapshot_that_does_not_serve_is_refused_and_nobody_is_asked(
     assert scene.primary.take() == []
 
 
+async def test_what_no_snapshot_answers_is_refused_as_the_read_is(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    client = scene.world.client()
+    client.send(encoded("STEADY.READ", "SNAPSHOT", "8") + encoded("OBJECT", "ENCODING", scene.key))
+    await scene.world.settle()
+    told = client.replies()[1]
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=8), b"OBJECT", b"ENCODING", scene.key)
+    scene.assert_by(found, None, None)
+    assert told == f"-{found.refusal}\r\n".encode()
+    assert scene.why(found) == [words.NOT_OF_SNAPSHOT] * 3
+    assert scene.primary.take() == []
+
+
 async def test_a_snapshot_of_a_shard_whose_primary_is_down(
     autojump_clock: MockClock, scene: Scene, desk: PlainDesk
 ) -> None:

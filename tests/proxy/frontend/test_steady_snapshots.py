@@ -197,7 +197,7 @@ async def test_a_snapshot_shows_what_its_client_was_told_before(
     [key] = keys_of(world, 0, 1)
     was_answered = False
     client = world.client()
-    client.send(encoded("SET", key, "v") + encoded("STEADY.SNAPSHOT", "OPEN") + encoded("DEL", key))
+    client.send(encoded("SET", key, "v") + encoded("STEADY.SNAPSHOT", "OPEN") + encoded("INCR", key))
     await world.settle()
     assert desk.asked == []
     assert world.nodes[0].take() == [[b"SET", key, b"v"]]
@@ -207,7 +207,7 @@ async def test_a_snapshot_shows_what_its_client_was_told_before(
     assert world.nodes[0].take() == []
     await trio.sleep(1.5)
     await world.settle()
-    assert world.nodes[0].take() == [[b"DEL", key]]
+    assert world.nodes[0].take() == [[b"INCR", key]]
     world.nodes[0].reply(b":1\r\n")
     await world.settle()
     assert client.replies() == [b"+OK\r\n", b":7\r\n", b":1\r\n"]
