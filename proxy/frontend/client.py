@@ -69,6 +69,7 @@ from routing.command import Command, lookup, refusal
 from routing.explain import ExplainError
 from routing.keys import KeysError, blocks, key_positions, routing_positions, write_positions
 from routing.levels import Level, ReadLevel
+from routing.mode import NO_SNAPSHOT
 from routing.redirect import SCRIPT_COMMANDS
 from routing.slot import slot_of
 from routing.snapshot_reads import is_plain
@@ -90,9 +91,6 @@ WATCH_IN_MULTI = b"-ERR WATCH inside MULTI is not allowed\r\n"
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 EXEC_WITHOUT_MULTI = b"-ERR EXEC without MULTI\r\n"
 DISCARD_WITHOUT_MULTI = b"-ERR DISCARD without MULTI\r\n"
-NO_SNAPSHOT = (
-    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
-)
 MIXED_TRANSACTION = (
     b"-ERR this connection's reads are of a snapshot, and a transaction that writes would read what is there now;"
     b" send the reads before MULTI, or STEADY.READ STRONG first\r\n"
@@ -467,7 +465,7 @@ class ClientConnection(OpenRequests):
         if number == CURRENT:
             current = snapshots.current()
             if current is None:
-                return NO_SNAPSHOT
+                return encode.error(NO_SNAPSHOT)
             number = current
         return snapshots.refusal(number) or number
 

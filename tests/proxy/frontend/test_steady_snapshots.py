@@ -21,7 +21,9 @@ from tests.proxy.snapshot_desk import ABORTED, PlainDesk, facts_of
 from tests.proxy.world import Client, FakeTransport, World, keys_of, world_of
 
 RULES = ReadSettings(rules=(ReadRuleSettings("cache:", "eventual"),))
-NO_SNAPSHOT = b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN\r\n"
+NO_SNAPSHOT = (
+    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
+)
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ async def test_a_snapshot_shows_what_its_client_was_told_before(
     [key] = keys_of(world, 0, 1)
     was_answered = False
     client = world.client()
-    client.send(encoded("SET", key, "v") + encoded("STEADY.SNAPSHOT", "OPEN") + encoded("DEL", key))
+    client.send(encoded("SET", key, "v") + encoded("STEADY.SNAPSHOT", "OPEN") + encoded("INCR", key))
     await world.settle()
     assert desk.asked == []
     assert world.nodes[0].take() == [[b"SET", key, b"v"]]
@@ -205,7 +207,7 @@ async def test_a_snapshot_shows_what_its_client_was_told_before(
     assert world.nodes[0].take() == []
     await trio.sleep(1.5)
     await world.settle()
-    assert world.nodes[0].take() == [[b"DEL", key]]
+    assert world.nodes[0].take() == [[b"INCR", key]]
     world.nodes[0].reply(b":1\r\n")
     await world.settle()
     assert client.replies() == [b"+OK\r\n", b":7\r\n", b":1\r\n"]
