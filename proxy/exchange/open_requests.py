@@ -185,15 +185,11 @@ class OpenRequests(Requester):
         self._kinds = KINDS[2]  # of connection by lane, for this client's RESP version
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
-        self.policy: ReadPolicy | None = None  # None: all its reads are strong
+        self.policy: ReadPolicy | None = None  # None: all its reads are strong, or of one snapshot
         self.preserver = exchange.preserver
-        self.snapshot_id = (
-            0  # that its reads are of; 0: of none, CURRENT: of the one that is current at the time
-        )
+        self.snapshot_id = 0  # that its reads are of; 0: of none, CURRENT: of the one that is current at each
         self._is_preserving = False  # it is held until the keys of its next writes are preserved
-        self._preserve_refusal: bytes | None = (
-            None  # they could not be: the reply of the first of those writes
-        )
+        self._preserve_refusal: bytes | None = None  # they could not be: the reply of the first such write
         self._preserve_deadline = 0.0  # on Trio's clock; 0: not begun
         # Of this pass over its requests, which is one synchronous step:
         self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn

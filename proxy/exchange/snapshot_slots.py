@@ -69,7 +69,7 @@ class SnapshotSlot(RequestSlot):
             if _no_marker(reply):
                 self._finish(self.value)
                 return
-            if (reply == PREIMAGE or reply == ABSENT) and connection.ready:  # of the only id that was asked
+            if reply in (PREIMAGE, ABSENT) and connection.ready:  # of the only id that was asked
                 instead = stands_for(reply, self.hash_slot, self.snapshot_id, self.key)
                 self.is_instead = True
                 self.raw = with_key(self.raw, instead)

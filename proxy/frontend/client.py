@@ -42,7 +42,7 @@ from proxy.exchange.transaction import (
     watch,
     written_keys,
 )
-from proxy.frontend import answers, steady
+from proxy.frontend import answers, snapshots, steady
 from proxy.frontend.answers import (
     Answer,
     AskAnyNode,
@@ -56,6 +56,7 @@ from proxy.frontend.answers import (
 )
 from proxy.frontend.answers.info import reply as info_reply
 from proxy.frontend.server import Server
+from proxy.frontend.snapshots import operator_of_client
 from proxy.frontend.subscriptions import SUBSCRIPTION_COMMANDS, Subscriptions
 from proxy.frontend.transport import Transport
 from proxy.log import get_logger
@@ -647,6 +648,12 @@ class ClientConnection(OpenRequests):
     def choose_policy(self, session: Session | None = None) -> None:
         """Find out anew what reads get, from who chose what. ``session``: to go on with, if not the one there is."""
         choice = self.server.level_choice(self.read_level, self._listener_level)
+        usual = choice.usual
+        if usual.level is Level.SNAPSHOT:  # of all keys: a connection's reads are of one snapshot or of none
+            self.snapshot_id = CURRENT if usual.snapshot_id is None else usual.snapshot_id
+            self.policy = None
+            return
+        self.snapshot_id = 0
         if is_strong(choice):
             self.policy = None
             return
@@ -681,24 +688,42 @@ class ClientConnection(OpenRequests):
                     if (
                         self.has_reads_elsewhere
                     ):  # at another level, a read of the same key could overtake them
-                        self._work(_QUIT, partial(self._set_level, level))
+                        self._work(_QUIT, partial(self._set_level_later, level))
                     else:
-                        self.read_level = level
-                        self.choose_policy()
-                        self._reply(_QUIT, encode.OK)
+                        self._reply(_QUIT, self._set_level(level))
                 else:  # in a task, so that it comes after everything that is in flight
                     self._work(_QUIT, partial(self._begin_session, level, token))
             case steady.MakeToken():
                 self._work(_QUIT, self._make_token)
             case steady.Explain(read):
                 self._work(_QUIT, partial(self._explain, read))
+            case steady.OpenSnapshot():
+                operator = operator_of_client(self.name, self.peer_address)
+                self._work(_QUIT, partial(snapshots.open_, self.exchange.snapshots, asked, operator))
+            case steady.CloseSnapshot():
+                self._work(_QUIT, partial(self._close_snapshot, asked))
+            case steady.ListSnapshots() | steady.ShowSnapshot():
+                reply = snapshots.show(self.exchange.snapshots, asked, resp3=self.resp == 3)
+                self._reply(_QUIT, reply)
             case _:
                 assert_never(asked)
 
-    async def _set_level(self, level: ReadLevel | None) -> bytes:
+    def _set_level(self, level: ReadLevel | None) -> bytes:
+        if level is not None and level.level is Level.SNAPSHOT:
+            bound = snapshots.bound(self.exchange.snapshots, level)
+            if isinstance(bound, bytes):
+                return bound
+            level = bound
         self.read_level = level
         self.choose_policy()
         return encode.OK
+
+    async def _set_level_later(self, level: ReadLevel | None) -> bytes:
+        return self._set_level(level)
+
+    async def _close_snapshot(self, asked: steady.CloseSnapshot) -> bytes:
+        operator = operator_of_client(self.name, self.peer_address)
+        return await snapshots.close(self.exchange.snapshots, asked, operator, self.server.mode)
 
     async def _begin_session(self, level: ReadLevel | None, token: bytes | None) -> bytes:
         if token is None:

@@ -1,8 +1,8 @@
 """Which nodes may be believed about which snapshots: the floors, and what was judged of each connection.
 
-A primary is asked for its replication history (INFO replication) once a second while a snapshot's data is kept, whenever
-the view changes, and on each connection before the first snapshot read of a turn. ``routing.snapshot_floors`` judges the
-answers; what is not proven ends the snapshot.
+A primary is asked for its replication history (INFO replication) once a second while a snapshot's data is kept,
+whenever the view changes, and on each connection before the first snapshot read of a turn. ``routing.snapshot_floors``
+judges the answers; what is not proven ends the snapshot.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Connections(Protocol):
 
 
 class HistoryGuard(Slot):
-    """Asks for the history in front of reads: another one than was judged ends the connection, and the reads with it."""
+    """Asks for the history in front of reads: another one than was judged ends the connection, and them with it."""
 
     __slots__ = ("hash_slot", "raw", "requester")
 

@@ -4,8 +4,8 @@
     close   closing -> readers done -> closed -> swept
     abort   at once here, then in the store
 
-``proxy.snapshots.book`` has the records, and tells of each change, own or others', in one synchronous call, ``_on_record``:
-that is where a cut happens. docs/decisions/0009-snapshots.md is the protocol.
+``proxy.snapshots.book`` has the records, and tells of each change, own or others', in one synchronous call,
+``_on_record``: that is where a cut happens. docs/decisions/0009-snapshots.md is the protocol.
 
 Why the cut is where the commit's return is seen, and not before: until then no write has been preserved, and if the
 commit failed nobody need know. Why that is not too late: what is sent before belongs before the cut.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -36,7 +36,7 @@ from proxy.snapshots.links import Links
 from proxy.snapshots.members import Members, Phase
 from proxy.snapshots.preserve import Preserver, Ways
 from proxy.snapshots.room import INFO_MEMORY, refusals
-from proxy.snapshots.sweep import SweepPace, Sweeper
+from proxy.snapshots.sweep import Sweeper, SweepPace
 from proxy.store.interface import StoreError, TopologyStore
 from proxy.topology.audit import Operator
 from proxy.topology.service import Topology
@@ -376,7 +376,7 @@ class Snapshots:
             yield others
 
     async def _kill_leftovers(self) -> bool:
-        """What abandoned connections still hold is done or gone afterwards. Whether a predecessor left something, too."""
+        """What abandoned connections still hold is done or gone afterwards. Whether there were strangers', too."""
         serving = set(self._primaries())
         failures = await kill_abandoned(self._abandoned, self._ask, serving.__contains__, self._proxy_id)
         if failures:
@@ -618,10 +618,8 @@ class Snapshots:
     async def _record_ends(self) -> None:
         """Write down what was aborted here. Raises StoreError."""
         for number, reason in list(self._unrecorded.items()):
-            try:
+            with suppress(BookError):  # somebody else ended it
                 await self.book.move(number, SnapshotState.ABORTED, reason=reason)
-            except BookError:
-                pass  # somebody else ended it
             self._unrecorded.pop(number, None)
 
     # -- the beat

@@ -67,4 +67,7 @@ def test_no_room(reply: bytes, text: str) -> None:
 
 
 def test_each_node_is_told() -> None:
-    assert [text[:9] for text in refusals({B: info("allkeys-lfu"), A: b"+OK\r\n"}, 90)] == ["node:7000", "node:7001"]
+    assert [text[:9] for text in refusals({B: info("allkeys-lfu"), A: b"+OK\r\n"}, 90)] == [
+        "node:7000",
+        "node:7001",
+    ]
