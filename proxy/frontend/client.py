@@ -406,6 +406,8 @@ class ClientConnection(OpenRequests):
             return
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
+        elif self.snapshot_id and name not in _NEVER_QUEUED and _is_of_snapshot(command, arguments):
+            self._read_at_snapshot(command, arguments, raw)
         elif (handler := _HANDLERS.get(name)) is not None:
             handler(self, command, arguments, raw)
         elif name in _CHANGING_RESP and self.in_flight():
@@ -417,8 +419,6 @@ class ClientConnection(OpenRequests):
             self._subscribe(command, arguments)
         elif name in GATHERED:
             self._work(command, partial(GATHERED[name], self, arguments))
-        elif self.snapshot_id and _is_of_snapshot(command, arguments):
-            self._read_at_snapshot(command, arguments, raw)
         else:
             self._relay_keyed(command, arguments, raw)
 

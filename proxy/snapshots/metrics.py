@@ -49,7 +49,6 @@ BARRIER_SECONDS = _gauge(
     "snapshot_barrier_seconds", "From the cut until it served, of the snapshot opened here last."
 )
 ABORTED = _counter("snapshots_aborted", "Snapshots that this proxy has seen abort, by why.", "kind")
-BYPASSING = _gauge("snapshot_bypassing_writers", "Clients of the nodes that write past the proxies.")
 
 
 class SnapshotMetrics:
@@ -65,7 +64,7 @@ class SnapshotMetrics:
         self._keys = self._bytes = self._too_large = self._preserves = 0
         self._seconds = 0.0
 
-    def samples(self, snapshots: Sequence[SnapshotFacts], bypassing_writers: int = 0) -> Iterator[Sample]:
+    def samples(self, snapshots: Sequence[SnapshotFacts]) -> Iterator[Sample]:
         """All numbers now. ``snapshots``: those that are known."""
         self.look(snapshots)
         states = Counter(facts.record.state for facts in snapshots)
@@ -84,7 +83,6 @@ class SnapshotMetrics:
             yield Sample(BARRIER_SECONDS, self._barrier_of[1])
         for kind in (*ABORT_KINDS, OTHER):
             yield Sample(ABORTED, self._aborted[kind], (kind,))
-        yield Sample(BYPASSING, bypassing_writers)
 
     def look(self, snapshots: Sequence[SnapshotFacts]) -> None:
         """Add up what has grown since the last look."""

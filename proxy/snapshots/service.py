@@ -34,6 +34,7 @@ from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
 from proxy.snapshots.links import Links
 from proxy.snapshots.members import Members, Phase
+from proxy.snapshots.metrics import SnapshotMetrics
 from proxy.snapshots.preserve import Preserver, Ways
 from proxy.snapshots.room import INFO_MEMORY, refusals
 from proxy.snapshots.sweep import Sweeper, SweepPace
@@ -104,6 +105,7 @@ class Snapshots:
         self._has_work = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._problem = ""
+        self._metrics = SnapshotMetrics()
         self._is_blind = False  # this proxy may have written past what others have cut
         self._began_at = now()
         self.bypass = BypassWatch(
@@ -260,6 +262,7 @@ class Snapshots:
         ]
 
     def samples(self) -> Iterator[MetricSample]:
+        yield from self._metrics.samples(self.facts())
         yield from self.sweeper.samples()
         yield from self.bypass.samples()
 

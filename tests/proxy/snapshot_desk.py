@@ -42,6 +42,7 @@ class PlainDesk:
     known: list[SnapshotFacts] = field(default_factory=list)
     asked: list[tuple[object, ...]] = field(default_factory=list)
     problem: str = ""
+    cuts: int = 0
 
     @property
     def chain(self) -> Chain:

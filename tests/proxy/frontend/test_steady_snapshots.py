@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.frontend.client import CURRENT_SNAPSHOT, ClientConnection
+from proxy.exchange.open_requests import CURRENT
+from proxy.frontend.client import ClientConnection
 from proxy.protocol.encode import command as encoded
 from proxy.settings import ReadRuleSettings, ReadSettings, Settings
 from proxy.topology.audit import Operator
@@ -150,7 +151,7 @@ async def test_the_mode_and_a_listener_bind_to_whichever_is_current_whatever_the
     client, strong = world.client(), world.client()
     await said(world, strong, "STEADY.READ STRONG")
     world.server.adopt_mode(Level.SNAPSHOT)
-    assert bound_to(client) == (CURRENT_SNAPSHOT, False)
+    assert bound_to(client) == (CURRENT, False)
     assert bound_to(strong) == (0, False)
     assert await said(world, client, "STEADY.READ") == b"$4\r\nauto\r\n"
     world.server.adopt_mode(Level.STRONG)
@@ -158,7 +159,7 @@ async def test_the_mode_and_a_listener_bind_to_whichever_is_current_whatever_the
     by_port = ClientConnection(
         world.server, world.exchange, FakeTransport(), "peer", "local", ReadLevel(Level.SNAPSHOT)
     )
-    assert (by_port.snapshot_id, by_port.policy) == (CURRENT_SNAPSHOT, None)
+    assert (by_port.snapshot_id, by_port.policy) == (CURRENT, None)
 
 
 async def test_reset_and_another_resp_version(world: World, desk: PlainDesk) -> None:

@@ -1,4 +1,4 @@
-"""No snapshot is opened where a server evicts, is nearly full, or does not say; the text names the node and the way out."""
+"""No snapshot is opened where a server evicts, is nearly full, or does not say; the text says what to do."""
 
 from __future__ import annotations
 
