@@ -11,9 +11,9 @@ class SnapshotError(Exception):
     """What was asked for cannot be done. The text begins with its error code and says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Costs:
-    """What one snapshot has cost this proxy's writes so far, and the cluster's memory by its count."""
+    """What one snapshot has cost this proxy's writes, and the cluster's memory by its count. Counted in place."""
 
     keys_preserved: int = 0
     bytes_preserved: int = 0  # as the nodes estimate the memory of the keys that were copied

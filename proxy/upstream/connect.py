@@ -1,25 +1,26 @@
 """Opens a connection to a node: TCP, then the handshake, then into the hub.
 
 The handshake is done on Trio before the hub sees the socket, so that every connection in the hub is ready for
-requests. It authenticates, chooses the RESP version and names the connection, so that an operator can tell the
-proxy's connections in CLIENT LIST.
+requests. It authenticates, chooses the RESP version and names the connection after its proxy, so that operators and
+other proxies can tell whose it is in CLIENT LIST. It learns the client id, by which the node can be told to end it.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from proxy.hub import Hub
 from proxy.protocol.encode import command
 from proxy.protocol.replies import ReplyError, ServerError, decode, end_of_reply
+from proxy.upstream.abandoned import ALL, Abandoned
 from proxy.upstream.connection import NodeConnection, PushHandler
+from routing.client_list import connection_name
 from routing.topology import Address
 
-CONNECTION_NAME = "steadyread"
 KEEPALIVE_SECONDS = 30  # a node whose machine vanished is noticed within a minute, by who waits in BLPOP too
 
 
@@ -37,6 +38,8 @@ class Dialer:
     connect_timeout_seconds: float
     unsent_bytes_max: int
     is_readonly: bool = False  # for replicas: they serve reads only after READONLY
+    proxy_id: str = ""  # in the connections' name
+    abandoned: Abandoned = field(default_factory=Abandoned)
 
     async def open(
         self,
@@ -54,7 +57,7 @@ class Dialer:
         with trio.move_on_after(self.connect_timeout_seconds):
             sock = await self._connected(address)
             try:
-                await self._handshake(sock, address, resp)
+                client_id = await self._handshake(sock, address, resp)
             except BaseException:
                 sock.close()
                 raise
@@ -68,6 +71,9 @@ class Dialer:
                 on_closed=on_closed,
                 on_ready=on_ready,
                 on_push=on_push,
+                client_id=client_id,
+                abandoned=self.abandoned,
+                only_reads=self.is_readonly,
             )
         raise ConnectError(f"{address} did not answer within {self.connect_timeout_seconds:g} s")
 
@@ -96,17 +102,20 @@ class Dialer:
                 return sock
         raise ConnectError(f"{address}: {failure}") from failure
 
-    async def _handshake(self, sock: trio.socket.SocketType, address: Address, resp: int) -> None:
+    async def _handshake(self, sock: trio.socket.SocketType, address: Address, resp: int) -> int:
+        """The connection's client id; ALL from a node that does not tell, which only snapshots need."""
         steps = []
         if self.password:
             words = ["AUTH", *([self.username] if self.username else []), self.password]
             steps.append(("AUTH", command(*words)))
         if resp == 3:
             steps.append(("HELLO 3", command("HELLO", "3")))
-        steps.append(("CLIENT SETNAME", command("CLIENT", "SETNAME", CONNECTION_NAME)))
+        steps.append(("CLIENT SETNAME", command("CLIENT", "SETNAME", connection_name(self.proxy_id))))
+        steps.append(("CLIENT ID", command("CLIENT", "ID")))
         if self.is_readonly:
             steps.append(("READONLY", command("READONLY")))
         received = b""
+        client_id = ALL
         try:
             unsent = b"".join(frame for _, frame in steps)
             while unsent:
@@ -119,7 +128,10 @@ class Dialer:
                     received += data
                 answer = decode(received[:end])
                 received = received[end:]
-                if isinstance(answer, ServerError) and not str(answer).startswith("LOADING"):
+                if step == "CLIENT ID":
+                    client_id = answer if isinstance(answer, int) else ALL
+                elif isinstance(answer, ServerError) and not str(answer).startswith("LOADING"):
                     raise ConnectError(f"{address} refused {step}: {answer}")
         except (OSError, ReplyError) as error:
             raise ConnectError(f"{address}: {error}") from error
+        return client_id

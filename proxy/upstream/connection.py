@@ -25,6 +25,7 @@ from proxy.protocol.replies import (
     ReplyError,
     number_of,
 )
+from proxy.upstream.abandoned import ALL, Abandoned
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
 from routing.redirect import needs_attention
 from routing.topology import Address
@@ -45,6 +46,9 @@ class NodeConnection(Endpoint):
         on_closed: Callable[[NodeConnection, str], None],
         on_ready: Callable[[], None] = lambda: None,
         on_push: PushHandler | None = None,
+        client_id: int = ALL,
+        abandoned: Abandoned | None = None,
+        only_reads: bool = False,
     ) -> None:
         self.hub = hub
         self.sock = sock
@@ -55,8 +59,19 @@ class NodeConnection(Endpoint):
         self.out: list[bytes] = []
         self.owed: deque[Slot] = deque()
         self.answered_total = 0
+        # For snapshots: the keys that are known to be preserved, the replication id that was judged (b"": none yet), and
+        # the turn in which the last question for it was queued.
+        self.known: set[bytes] = set()
+        self.history = b""
+        self.guarded_turn = -1
         # While a slot is told that it is lost: since when, at the latest, it was owed.
         self.waiting_since: float | None = None
+        self.client_id = client_id  # the node's name for it; ALL: it did not tell
+        self.only_reads = only_reads  # nothing that writes is ever queued
+        # For the snapshots' keeping, which ends with the connection:
+        self.known: set[bytes] = set()  # keys known to be preserved for the newest snapshot
+        self.history = b""  # the replication id that was judged; b"": none was
+        self._abandoned = abandoned
         # Taken from out, not yet by the kernel; empty while all is well.
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
@@ -74,6 +89,8 @@ class NodeConnection(Endpoint):
         # Every slot queued by then is answered; until one is known to be, the first mark, a beat late at most.
         self._answered_until: float | None = None
         self._arrived = (0, 0)  # at the last beat: replies, and the bytes of the next one
+        if abandoned is not None:
+            abandoned.opened(address, client_id)
         hub.add(self)
 
     # -- requests
@@ -105,16 +122,16 @@ class NodeConnection(Endpoint):
         self.out.append(ASKING)
         self.queue(slot)
 
-    async def request(self, raw: bytes, *, asking: bool = False) -> bytes:
+    async def request(self, raw: bytes, *, asking: bool = False, hash_slot: int = -1) -> bytes:
         """The raw reply to one request. Raises ConnectionLostError.
 
-        If cancelled, the command may have run; its reply is discarded.
+        If cancelled, the command may have run; its reply is discarded. ``hash_slot``: of what it may write.
         """
-        return await self.start(raw, asking=asking).wait_reply()
+        return await self.start(raw, asking=asking, hash_slot=hash_slot).wait_reply()
 
-    def start(self, raw: bytes, *, asking: bool = False) -> Waiter:
+    def start(self, raw: bytes, *, asking: bool = False, hash_slot: int = -1) -> Waiter:
         """Queue one request, whose reply is waited for later: several that are started at once share the way."""
-        waiter = Waiter(raw)
+        waiter = Waiter(raw, hash_slot)
         if self.is_closed:
             waiter.on_lost(False, self)
         elif asking:
@@ -309,7 +326,10 @@ class NodeConnection(Endpoint):
     # -- ending
 
     def close(self, reason: str) -> None:
-        """End the connection and tell every owed slot. Requests of which no byte left are told so."""
+        """End the connection and tell every owed slot. Requests of which no byte left are told so.
+
+        When others may have been writes, the node may still execute them: it is abandoned then.
+        """
         if self.is_closed:
             return
         self.is_closed = True
@@ -325,6 +345,10 @@ class NodeConnection(Endpoint):
             # Within the unsent tail, and not only in part: the node never saw a byte of it.
             sent_flags.append(unsent < len(slot.raw))
             unsent = max(0, unsent - len(slot.raw))
+        if self._abandoned is not None:
+            self._abandoned.closed(self.address, self.client_id)
+            if not self.only_reads and any(sent_flags):
+                self._abandoned.add(self.address, self.client_id, reason)
         number = self.answered_total
         marks = self._marks
         before = self._answered_until  # the last mark before the slot was queued, so not later than that

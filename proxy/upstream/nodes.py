@@ -84,6 +84,10 @@ class Nodes:
     def connections(self) -> Iterable[NodeConnection]:
         return self._connections.values()
 
+    def on_lane(self, lane: Lane) -> list[NodeConnection]:
+        """The open ones of one lane."""
+        return [connection for key, connection in self._connections.items() if key[2] is lane]
+
     def ensure(self, address: Address, resp: int) -> None:
         """Keep connections to this node open from now on."""
         self.ensure_all((address,), resp)
@@ -193,6 +197,7 @@ class Nodes:
                     pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                     continue
                 pause = RECONNECT_SECONDS_FIRST
+                connection.only_reads = lane is Lane.READ
                 self._connections[key] = connection
                 self._forget_failure(key)
                 log.info("node_connected", node=address, resp=resp, lane=lane.name.lower())

@@ -24,10 +24,15 @@ class PrivateConnections:
         self._idle: dict[tuple[Address, int], list[NodeConnection]] = {}
         self._in_use: dict[NodeConnection, int] = {}  # connection -> its RESP version
         self._count_of: dict[Address, int] = {}  # in use, those being opened included
+        # In a command that blocks: its hash slot, and the keys that it may write.
+        self.blocked: dict[NodeConnection, tuple[int, tuple[bytes, ...]]] = {}
 
     @property
     def in_use(self) -> int:
         return sum(self._count_of.values())
+
+    def connections_in_use(self) -> list[NodeConnection]:
+        return list(self._in_use)
 
     async def acquire(
         self,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.hub import Hub
 from proxy.protocol.encode import frame
+from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.reply_slot import ConnectionLostError, Slot
 from routing.topology import Address
@@ -51,6 +52,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         self.hub = Hub()
+        self.abandoned = Abandoned()
         near, self.far = socket.socketpair()
         near.setblocking(False)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -63,6 +65,8 @@ class Pair:
             on_closed=lambda connection, reason: self.closed.append(reason),
             on_ready=self._on_ready,
             on_push=self.pushes.append,
+            client_id=7,
+            abandoned=self.abandoned,
         )
 
     def _on_ready(self) -> None:
@@ -323,3 +327,70 @@ def test_what_is_queued_on_a_closed_connection_is_lost_at_once(pair: Pair) -> No
     pair.connection.queue_all(slots[1:])
     assert [slot.lost for slot in slots] == [False, False, False]
     assert not pair.connection.owed
+
+
+# -- abandoned
+
+
+def pending(pair: Pair) -> list[tuple[int, str]]:
+    return [(entry.client_id, entry.reason) for entry in pair.abandoned.pending()]
+
+
+def test_a_connection_that_is_closed_with_a_request_open_is_abandoned(pair: Pair) -> None:
+    """The node may execute it later; who is told that it is lost finds the connection listed."""
+    seen: list[list[tuple[int, str]]] = []
+
+    class Looking(RecordingSlot):
+        def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+            super().on_lost(sent, connection)
+            seen.append(pending(pair))
+
+    pair.connection.queue(Looking(b"a"))
+    assert pair.abandoned.is_open(ADDRESS, 7)
+    pair.connection.close("no reply within 5 s")
+    pair.connection.close("again")
+    assert seen == [[(7, "no reply within 5 s")]] == [pending(pair)]
+    assert not pair.abandoned.is_open(ADDRESS, 7)
+
+
+def test_one_that_the_node_ended_counts_too(pair: Pair) -> None:
+    """What stands between may have ended it in the node's name."""
+    pair.connection.queue(RecordingSlot(b"a"))
+    pair.far.recv(10)
+    pair.far.close()
+    pair.turns()
+    assert pending(pair) == [(7, "closed by the node")]
+
+
+def test_one_of_which_everything_is_answered_is_not_abandoned(pair: Pair) -> None:
+    pair.connection.queue(RecordingSlot(b"a"))
+    pair.far.sendall(b"+OK\r\n")
+    pair.turns()
+    pair.connection.close("stopping")
+    assert pending(pair) == []
+    assert not pair.abandoned.is_open(ADDRESS, 7)
+
+
+def test_one_whose_requests_never_left_is_not_abandoned(pair: Pair) -> None:
+    slot = RecordingSlot(b"a")
+    pair.hub._in_turn = True  # what is queued leaves at the end of the turn
+    pair.connection.queue(slot)
+    pair.connection.close("stopping")
+    assert slot.lost is False
+    assert pending(pair) == []
+
+
+def test_one_of_which_a_part_left_is_abandoned(pair: Pair) -> None:
+    """The node has the first request whole, and can execute it."""
+    slots = [RecordingSlot(b"a"), RecordingSlot(b"b" * (1 << 20))]
+    pair.connection.queue_all(slots)
+    pair.connection.close("no reply")
+    assert pending(pair) == [(7, "no reply")]
+
+
+def test_one_that_only_reads_is_not_abandoned(pair: Pair) -> None:
+    pair.connection.only_reads = True
+    pair.connection.queue(RecordingSlot(b"a"))
+    pair.connection.close("no reply")
+    assert pending(pair) == []
+    assert not pair.abandoned.is_open(ADDRESS, 7)

@@ -53,3 +53,16 @@ async def test_every_node_that_is_wanted_in_the_end_is_connected_once() -> None:
         }
         assert len(connected) == len(list(nodes.connections()))
         nursery.cancel_scope.cancel()
+
+
+async def test_only_the_read_lane_only_reads() -> None:
+    """What ends on the write lane may have been a write (docs/decisions/0009-snapshots.md, opening)."""
+    async with trio.open_nursery() as nursery:
+        nodes = new_nodes(nursery)
+        nodes.ensure(ADDRESSES[0], 2)
+        await trio.testing.wait_all_tasks_blocked()
+        for lane in Lane:
+            connection = nodes.connection(ADDRESSES[0], 2, lane)
+            assert connection is not None
+            assert connection.only_reads is (lane is Lane.READ)
+        nursery.cancel_scope.cancel()

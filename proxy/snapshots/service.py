@@ -1,0 +1,676 @@
+"""Snapshots, as the rest of the proxy knows them: opened and closed, and what writes and reads have to know of them.
+
+    open    allocate an id -> kill what was abandoned -> cut -> drain -> floors -> serving
+    close   closing -> readers done -> closed -> swept
+    abort   at once here, then in the store
+
+``proxy.snapshots.book`` has the records, and tells of each change, own or others', in one synchronous call, ``_on_record``:
+that is where a cut happens. docs/decisions/0009-snapshots.md is the protocol.
+
+Why the cut is where the commit's return is seen, and not before: until then no write has been preserved, and if the
+commit failed nobody need know. Why that is not too late: what is sent before belongs before the cut.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from math import inf
+
+import trio
+
+from proxy.log import get_logger
+from proxy.metrics import Sample as MetricSample
+from proxy.protocol.encode import error, frame
+from proxy.settings import OnBudget, OnPreserveFailure, SnapshotSettings
+from proxy.snapshots.abandoned import kill_abandoned, kill_strangers
+from proxy.snapshots.barrier import PING, Barrier, CutFailedError
+from proxy.snapshots.book import Book, BookError
+from proxy.snapshots.bypass import BypassWatch
+from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
+from proxy.snapshots.histories import Histories, restored
+from proxy.snapshots.links import Links
+from proxy.snapshots.members import Members
+from proxy.snapshots.metrics import snapshot_samples
+from proxy.snapshots.preserve import Preserver, Ways
+from proxy.snapshots.room import refusals
+from proxy.snapshots.sweep import Sweeper
+from proxy.store.interface import StoreError, TopologyStore
+from proxy.topology.audit import Operator
+from proxy.topology.service import Topology
+from proxy.upstream.abandoned import Abandoned
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.reply_slot import ConnectionLostError
+from routing.snapshot import Chain, SnapshotRecord, SnapshotState, chain_of
+from routing.snapshot_floors import ShardFloor, retaken
+from routing.topology import Address
+
+INFO_MEMORY = frame([b"INFO", b"memory"])
+BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
+ATTEMPT_PAUSE_SECONDS = 0.02
+ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
+CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
+PROXY = Operator("steadyread", "proxy", "")
+
+log = get_logger(__name__)
+
+
+class Snapshots:
+    """See the module's text. One per proxy."""
+
+    def __init__(
+        self,
+        settings: SnapshotSettings,
+        topology: Topology,
+        links: Links,
+        store: TopologyStore,
+        abandoned: Abandoned,
+        proxy_id: str,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.preserver = Preserver(settings)
+        self.histories = Histories(topology, links, self._on_unproven, self._on_floors)
+        self.book = Book(store, proxy_id, settings.open_max, now)
+        self.members = Members(store, proxy_id, settings.member_ttl_seconds)
+        self.cuts = 0  # on this proxy
+        self.aborted_total = 0
+        self._serving: dict[int, SnapshotRecord] = {}
+        self._ended: dict[int, str] = {}  # ended here, and maybe not in the store yet: why
+        self._topology = topology
+        self._links = links
+        self._store = store
+        self._abandoned = abandoned
+        self._proxy_id = proxy_id
+        self._now = now
+        self._opening = trio.Lock()
+        self._cut_pending = False
+        self._cut_done = trio.Event()
+        self._multis = 0  # writes to several nodes that are not wholly sent
+        self._multis_ended = trio.Event()
+        self._spoiled: str | None = None
+        self._barrier: Barrier | None = None
+        self._barrier_seconds: dict[int, float] = {}
+        self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
+        self._closing_since: dict[int, float] = {}  # Trio time
+        self._floors_changed = False
+        self._has_work = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._problem = ""
+        self._wrote_blindly = False  # the store could not be read before the first write
+        self.bypass = BypassWatch(self._ask, self._primaries, self._known_members)
+        self.sweeper = Sweeper(
+            settings, topology, self._is_sweepable, lambda: bool(self.bypass.strangers())
+        )
+        self.book.on_change = self._on_record
+        self.preserver.on_failure = self._on_preserve_failure
+        self.preserver.on_split = self.histories.mark_unsettled
+
+    def attach(self, ways: Ways) -> None:
+        """The exchange is there."""
+        self.preserver.ways = ways
+        self.sweeper.attach(ways)
+
+    # -- for the data plane: synchronous
+
+    @property
+    def chain(self) -> Chain:
+        return self.preserver.chain
+
+    def current(self) -> int | None:
+        """The newest that serves."""
+        return max(self._serving, default=None)
+
+    def refusal(self, snapshot_id: int) -> bytes | None:
+        """The error reply for a read at this snapshot; None while it serves."""
+        if snapshot_id in self._serving:
+            if self.members.valid_until != inf and trio.current_time() >= self.members.valid_until:
+                return error(
+                    "NOTREADY this proxy has lost touch with the topology store, so it cannot tell whether the"
+                    " snapshot still serves; try again"
+                )
+            return None
+        return error(self._why_not(snapshot_id))
+
+    def is_usable(self, snapshot_id: int) -> bool:
+        """Whether a reply that was asked for while it served may be used."""
+        if snapshot_id in self._serving:
+            return self.members.valid_until == inf or trio.current_time() < self.members.valid_until
+        return snapshot_id in self._closing_since and snapshot_id not in self._ended
+
+    def may_have_keys(self) -> bool:
+        """Whether internal keys may stand in the cluster."""
+        return bool(self.chain.ids) or self.sweeper.may_have_keys
+
+    @asynccontextmanager
+    async def begin_multi(self) -> AsyncIterator[None]:
+        """Around a write that goes to several nodes in steps: no cut comes between its parts."""
+        while self._cut_pending:
+            await self._cut_done.wait()
+        self._multis += 1
+        try:
+            yield
+        finally:
+            self._multis -= 1
+            if not self._multis:
+                self._multis_ended.set()
+                self._multis_ended = trio.Event()
+
+    def spoil(self, cuts: int, reason: str) -> None:
+        """Part of a write that was begun after ``cuts`` cuts is sent again: it may stand on both sides of a cut."""
+        if self._barrier is not None and cuts != self.cuts:
+            self._spoiled = reason
+
+    # -- for operators
+
+    async def open(self, name: str, ttl_seconds: float | None, operator: Operator) -> SnapshotRecord:
+        """Open a snapshot. Raises SnapshotError. If cancelled, it is given up, or stays until its TTL."""
+        deadline = trio.current_time() + self.settings.open_deadline_seconds
+        ttl = self.settings.ttl_seconds if ttl_seconds is None else ttl_seconds
+        reason = "other snapshots are being opened"
+        with trio.move_on_at(deadline):
+            async with self._opening:
+                if not self.members.is_attached():
+                    raise SnapshotError("NOTREADY this proxy has lost touch with the topology store; try again")
+                await self._refuse_without_room(deadline)
+                while trio.current_time() < deadline:
+                    try:
+                        return await self._attempt(name, ttl, operator, deadline)
+                    except CutFailedError as failed:
+                        reason = str(failed)
+                        log.info("snapshot_attempt_failed", reason=reason)
+                    except BookError as refused:
+                        raise SnapshotError(f"ERR {refused}") from refused
+                    except StoreError as failed:
+                        raise SnapshotError(f"NOTREADY the topology store: {failed}") from failed
+                    await trio.sleep(ATTEMPT_PAUSE_SECONDS)
+        raise SnapshotError(
+            f"NOTREADY no snapshot could be opened within {self.settings.open_deadline_seconds:g} s: {reason}"
+        )
+
+    async def close(self, snapshot_id: int, operator: Operator) -> SnapshotRecord:
+        """Close a snapshot. Raises SnapshotError."""
+        record = self.book.records.get(snapshot_id)
+        if record is None:
+            raise SnapshotError(f"ERR there is no snapshot {snapshot_id}; STEADY.SNAPSHOT LIST shows what there is")
+        if record.state not in (SnapshotState.SERVING, SnapshotState.CLOSING):
+            raise SnapshotError(f"ERR snapshot {snapshot_id} is {record.state.value} and cannot be closed")
+        try:
+            if record.state is SnapshotState.SERVING:
+                await self.book.move(snapshot_id, SnapshotState.CLOSING, operator=operator)
+            return await self._end_closing(snapshot_id)
+        except BookError as refused:
+            raise SnapshotError(f"ERR {refused}") from refused
+        except StoreError as failed:
+            raise SnapshotError(f"NOTREADY the topology store: {failed}") from failed
+
+    def facts(self) -> list[SnapshotFacts]:
+        """Those known, oldest first."""
+        return [self._facts(record) for _, record in sorted(self.book.records.items())]
+
+    def facts_of(self, snapshot_id: int) -> SnapshotFacts | None:
+        record = self.book.records.get(snapshot_id)
+        return None if record is None else self._facts(record)
+
+    def problems(self) -> list[str]:
+        """What an operator should know, one sentence each."""
+        found = [self._problem] if self._problem else []
+        return [*found, *self.book.problems(), *self.bypass.warnings(), *self.sweeper.problems()]
+
+    def samples(self) -> Iterator[MetricSample]:
+        yield from snapshot_samples(self.facts())
+
+    # -- running
+
+    async def recover(self, seconds: float) -> None:
+        """Learn of the open snapshots, before a first write. Gives up on the store after ``seconds``; see ``run``."""
+        with trio.move_on_after(seconds):
+            while True:
+                try:
+                    await self._join()
+                    return
+                except StoreError as failed:
+                    self._problem = f"snapshots: the topology store cannot be read: {failed}"
+                    await trio.sleep(0.1)
+        # Traffic does not wait for the store. Whatever is open was written past by this proxy, so it ends when it is seen.
+        self._wrote_blindly = True
+        log.warning("snapshots_unknown", problem=self._problem)
+
+    async def run(self) -> None:
+        """Look after the snapshots until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while self._wrote_blindly:
+                try:
+                    await self._join()
+                    for record in list(self.book.records.values()):
+                        if record.is_open:
+                            self._abort([record.id], "a proxy wrote before it could read of it in the topology store")
+                    self._wrote_blindly = False
+                except StoreError as failed:
+                    self._problem = f"snapshots: the topology store cannot be read: {failed}"
+                    await trio.sleep(0.1)
+            self._problem = ""
+            nursery.start_soon(self.book.run)
+            nursery.start_soon(self.members.run)
+            nursery.start_soon(self.histories.run)
+            nursery.start_soon(self.sweeper.run)
+            nursery.start_soon(self._watch_bypass)
+            while True:
+                with trio.move_on_after(BEAT_SECONDS):
+                    await self._has_work.wait()
+                self._has_work = trio.Event()
+                await self._beat()
+
+    async def _join(self) -> None:
+        await self.members.join()
+        await self.book.load()
+        known = list(self.book.records.values())
+        for record in sorted(known, key=lambda record: record.id):
+            if record.is_open:
+                self._on_record(None, record)
+        others = await self.members.fresh_others()
+        for record in known:
+            if record.state is SnapshotState.OPENING:
+                why = "a proxy joined" if record.owner in others else "the proxy that opened it ended"
+                self._abort([record.id], why)
+        self._problem = ""
+
+    # -- opening
+
+    async def _attempt(
+        self, name: str, ttl: float, operator: Operator, deadline: float
+    ) -> SnapshotRecord:
+        expires_at = self._now() + ttl if ttl else None
+        record = await self.book.allocate(name, expires_at, operator)
+        number = record.id
+        try:
+            async with self._attention(number) as others:
+                await self._kill_leftovers()
+                abandoned_before = self._abandoned.added_total
+                await self._cut(number, others)
+                began = trio.current_time()
+                barrier = self._barrier
+                assert barrier is not None
+                await barrier.drain(min(deadline, began + self.settings.drain_seconds))
+                if missing := await self.members.wait_acks(
+                    number, "cut", others, trio.current_time() + self.settings.hold_seconds
+                ):
+                    raise CutFailedError(f"{', '.join(sorted(missing))} did not cut in time")
+                floors = await self._take_floors(began + self.settings.drain_seconds)
+                if self._spoiled is not None:
+                    raise CutFailedError(self._spoiled)
+                if self._abandoned.added_total != abandoned_before:
+                    raise CutFailedError("a connection with writes from before the cut was lost")
+                self.histories.begin(number, floors)
+                served = await self.book.move(
+                    number,
+                    SnapshotState.SERVING,
+                    epoch=self._topology.view.epoch,
+                    floors=self.histories.recorded(number),
+                )
+                self._barrier_seconds[number] = trio.current_time() - began
+                log.info("snapshot_opened", id=number, seconds=round(trio.current_time() - began, 6))
+                return served
+        except BaseException as failure:
+            self.histories.end(number)
+            reason = str(failure) if isinstance(failure, Exception) else "its opening was cancelled"
+            self._abort([number], f"not opened: {reason}")
+            raise
+        finally:
+            self._end_barrier()
+
+    @asynccontextmanager
+    async def _attention(self, number: int) -> AsyncIterator[set[str]]:
+        """With several proxies: all look for what comes next every few milliseconds. Who they are."""
+        others = set(await self.members.fresh_others())
+        if not others:
+            yield others
+            return
+        with self._store.attentive():
+            missing = await self.members.wait_acks(
+                number, "attentive", others, trio.current_time() + ATTENTIVE_SECONDS
+            )
+            if missing:
+                raise CutFailedError(f"{', '.join(sorted(missing))} did not notice the opening in time")
+            yield others
+
+    async def _kill_leftovers(self) -> None:
+        """What abandoned connections still hold is done or gone afterwards, and a predecessor's too."""
+        serving = set(self._primaries())
+        failures = await kill_abandoned(self._abandoned, self._ask, serving.__contains__)
+        if failures:
+            raise CutFailedError(failures[0])
+        try:
+            await kill_strangers(self._ask, self._primaries(), self._known_members(), self._proxy_id)
+        except (ConnectionLostError, OSError) as lost:
+            raise CutFailedError(str(lost)) from lost
+
+    async def _cut(self, number: int, others: set[str]) -> None:
+        """Wait for a moment at which no write is between its parts, and cut there."""
+        self._cut_pending = True
+        try:
+            with trio.move_on_after(self.settings.drain_seconds):
+                while self._multis:
+                    await self._multis_ended.wait()
+            if self._multis:
+                raise CutFailedError("writes over several slots are being retried")
+            self._spoiled = None
+            self._others_cut_too = bool(others)
+            await self.book.move(number, None, is_cut=True)  # the cut: see _on_record
+        finally:
+            self._cut_pending = False
+            self._cut_done.set()
+            self._cut_done = trio.Event()
+
+    async def _take_floors(self, deadline: float) -> dict[bytes, ShardFloor]:
+        """Each primary's history and offset, behind all that was sent before the cut."""
+        view = self._topology.view
+        addresses = self._primaries()
+        samples = await self.histories.sample_all(addresses, deadline)
+        if missing := [str(address) for address in addresses if address not in samples]:
+            raise CutFailedError(f"{', '.join(missing)} did not tell the replication offset")
+        if self._topology.view.shards != view.shards:
+            raise CutFailedError("the cluster's map changed meanwhile")
+        floors: dict[bytes, ShardFloor] = {}
+        for index, shard in enumerate(view.shards):
+            sample = samples[shard.primary.address]
+            slots = [
+                slot for first, last in view.slot_ranges_of(index) for slot in range(first, last + 1)
+            ]
+            floor = retaken(sample, slots, shard.primary.config_epoch)
+            is_importing = any(migration.target_id == shard.primary.id for migration in view.migrations)
+            floors[sample.point.replid] = floor.seen(
+                floor.slots or frozenset(), floor.config_epoch, is_importing=is_importing
+            )
+        return floors
+
+    async def _refuse_without_room(self, deadline: float) -> None:
+        replies: dict[Address, bytes] = {}
+        for address in self._primaries():
+            try:
+                replies[address] = await self._ask(address, INFO_MEMORY)
+            except (ConnectionLostError, OSError) as lost:
+                raise SnapshotError(f"NOTREADY {address} does not answer: {lost}") from lost
+        if found := refusals(replies, self.settings.memory_percent_max):
+            raise SnapshotError(f"ERR {'; '.join(found)}")
+
+    def _end_barrier(self) -> None:
+        if self._barrier is not None:
+            self._barrier.open_gates()
+            self._barrier = None
+        if self.preserver.is_held:
+            self.preserver.is_held = False
+            self.preserver.released.set()
+            self.preserver.released = trio.Event()
+
+    # -- what the book tells
+
+    def _on_record(self, old: SnapshotRecord | None, new: SnapshotRecord) -> None:
+        """A record changed, here or elsewhere. Synchronous."""
+        number = new.id
+        is_cut_now = new.is_cut and not (old is not None and old.is_cut)
+        self._adopt_chain()
+        if is_cut_now and new.state is SnapshotState.OPENING:
+            self.cuts += 1
+            self._barrier = Barrier(self.preserver, self._links)
+            is_own = new.owner == self._proxy_id
+            if is_own and self._multis:  # begun between the look and now
+                self._spoiled = "writes over several slots were being retried"
+            self.preserver.is_held = not is_own or self._others_cut_too
+            if not is_own:
+                self._start(self._cut_for_other, new)
+        elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
+            self._start(self._attend, new)
+        elif is_cut_now:
+            self._clear_known()  # it was cut before this proxy knew
+        if new.state is SnapshotState.SERVING and number not in self._ended:
+            if number not in self.histories.floors:
+                self.histories.begin(number, restored(new.floors))
+            self._serving[number] = new
+        else:
+            self._serving.pop(number, None)
+        if new.state is SnapshotState.CLOSING:
+            self._closing_since.setdefault(number, trio.current_time())
+            if old is not None and self.members.others:
+                self._start(self._finish_reading, number)
+        if not new.is_open:
+            self._closing_since.pop(number, None)
+            self.histories.end(number)
+            if new.state is SnapshotState.ABORTED:
+                self._ended[number] = new.reason
+        if new.state is not SnapshotState.OPENING and self.preserver.is_held and new.owner != self._proxy_id:
+            self._end_barrier()
+        self.sweeper.wake()
+        self._has_work.set()
+
+    def _adopt_chain(self) -> None:
+        chain = chain_of(self.book.records.values())
+        if chain == self.preserver.chain:
+            return
+        newest_before = self.preserver.newest
+        self.preserver.chain = chain
+        self.preserver.newest = chain.newest
+        if chain.newest != newest_before:
+            self._clear_known()
+
+    def _clear_known(self) -> None:
+        for connection in self._links.shared():
+            connection.known.clear()
+
+    async def _attend(self, record: SnapshotRecord) -> None:
+        """Another proxy opens: look every few milliseconds until that is over."""
+        with self._store.attentive():
+            await self.members.acknowledge(record.id, "attentive")
+            while (now := self.book.records.get(record.id)) is not None:
+                if now.state is not SnapshotState.OPENING:
+                    break
+                await trio.sleep(0.002)
+
+    async def _cut_for_other(self, record: SnapshotRecord) -> None:
+        """Another proxy opens, and this one has cut: drain, say so, and hold until it serves."""
+        barrier = self._barrier
+        assert barrier is not None
+        try:
+            await self._kill_leftovers()
+            await barrier.drain(trio.current_time() + self.settings.hold_seconds)
+            if self._spoiled is not None or self._multis:
+                raise CutFailedError(self._spoiled or "writes over several slots are being retried")
+            await self.members.acknowledge(record.id, "cut")
+            with trio.move_on_after(self.settings.hold_seconds):
+                while self.preserver.is_held:
+                    await self.preserver.released.wait()
+            if self.preserver.is_held:
+                raise CutFailedError("its opening took too long")
+        except (CutFailedError, StoreError) as failed:
+            self._abort([record.id], f"{self._proxy_id}: {failed}")
+
+    async def _finish_reading(self, number: int) -> None:
+        """Another proxy waits for this one's readers before it lets the snapshot's data be swept."""
+        await self._drain_readers()
+        try:
+            await self.members.acknowledge(number, "done")
+        except StoreError as failed:
+            log.warning("snapshot_not_acknowledged", id=number, error=failed)
+
+    # -- ending
+
+    async def _end_closing(self, number: int) -> SnapshotRecord:
+        await self._drain_readers()
+        others = set(await self.members.fresh_others())
+        deadline = trio.current_time() + self.settings.member_ttl_seconds * 2
+        if missing := await self.members.wait_acks(number, "done", others, deadline):
+            # Their leases are over, or they would have been renewed by now: they refuse reads themselves.
+            log.warning("snapshot_closed_without", id=number, members=sorted(missing))
+        return await self.book.move(number, SnapshotState.CLOSED)
+
+    async def _drain_readers(self) -> None:
+        """Wait for what was asked on the read lanes."""
+
+        async def one(connection: NodeConnection) -> None:
+            try:
+                await connection.request(PING)
+            except ConnectionLostError:
+                return  # its readers were told
+
+        with trio.move_on_after(self.settings.drain_seconds):
+            async with trio.open_nursery() as nursery:
+                for connection in self._links.reading():
+                    if connection.owed:
+                        nursery.start_soon(one, connection)
+
+    def _abort(self, numbers: Iterable[int], reason: str) -> None:
+        """End snapshots: here at once, in the store soon."""
+        for number in numbers:
+            record = self.book.records.get(number)
+            if record is None or not record.is_open or number in self._ended:
+                continue
+            self._ended[number] = reason
+            self._serving.pop(number, None)
+            self._unrecorded[number] = reason
+            self.aborted_total += 1
+            log.warning("snapshot_aborted", id=number, reason=reason)
+        self._has_work.set()
+
+    def _on_unproven(self, numbers: Iterable[int], reason: str) -> None:
+        numbers = list(numbers)
+        for number in numbers:
+            self.histories.end(number)
+        self._abort(numbers, reason)
+
+    def _on_floors(self) -> None:
+        self._floors_changed = True
+        self._has_work.set()
+
+    async def _on_preserve_failure(self, snapshot_id: int, reason: str) -> bytes | None:
+        """A pre-image cannot be stored: by the operator's rule, refuse the write, or end all that count on it."""
+        if self.settings.on_preserve_failure is OnPreserveFailure.REFUSE:
+            return error(
+                f"NOTREADY the key could not be preserved for snapshot {snapshot_id}: {reason}; nothing was written"
+                " (setting snapshots.on_preserve_failure)"
+            )
+        numbers = [record.id for record in self.book.records.values() if record.is_open and record.is_cut]
+        self._abort(numbers, f"a pre-image could not be stored: {reason}")
+        try:
+            # Before the write goes on, also a proxy that starts after this one has died must know.
+            await self._record_ends()
+            others = set(await self.members.fresh_others())
+            deadline = trio.current_time() + self.settings.member_ttl_seconds
+            for number in numbers:
+                if missing := await self.members.wait_acks(number, "done", others, deadline):
+                    return error(f"NOTREADY {', '.join(sorted(missing))} may still read snapshot {number}; try again")
+        except StoreError as failed:
+            return error(
+                f"NOTREADY the key could not be preserved: {reason}; and that the snapshots end could not be"
+                f" recorded: {failed}; nothing was written"
+            )
+        return None
+
+    async def _record_ends(self) -> None:
+        """Write down what was aborted here. Raises StoreError."""
+        for number, reason in list(self._unrecorded.items()):
+            try:
+                await self.book.move(number, SnapshotState.ABORTED, reason=reason)
+            except BookError:
+                pass  # somebody else ended it
+            self._unrecorded.pop(number, None)
+
+    # -- the beat
+
+    async def _beat(self) -> None:
+        try:
+            if self._unrecorded:
+                await self._record_ends()
+            if self._floors_changed:
+                self._floors_changed = False
+                for number in list(self._serving):
+                    if number in self.histories.floors:
+                        await self.book.move(number, None, floors=self.histories.recorded(number))
+            now = self._now()
+            for record in list(self.book.records.values()):
+                if record.state is SnapshotState.SERVING and record.id in self._serving:
+                    await self._look_at(record, now)
+                elif record.state is SnapshotState.CLOSING:
+                    since = self._closing_since.setdefault(record.id, trio.current_time())
+                    if trio.current_time() - since > CLOSE_SECONDS:
+                        await self._end_closing(record.id)
+            self._problem = ""
+        except BookError as refused:
+            log.debug("snapshot_moved_elsewhere", reason=str(refused))
+        except StoreError as failed:
+            self._floors_changed = True
+            self._problem = f"snapshots: the topology store cannot be written: {failed}"
+
+    async def _look_at(self, record: SnapshotRecord, now: float) -> None:
+        """Close it when its time is over; end it, or say so, when it costs too much."""
+        if record.expires_at is not None and now >= record.expires_at:
+            log.info("snapshot_expired", id=record.id)
+            await self.book.move(record.id, SnapshotState.CLOSING)
+            await self._end_closing(record.id)
+        elif self.settings.on_budget is OnBudget.ABORT and (over := self._over_budget(record, now)):
+            self._abort([record.id], over)
+
+    def _over_budget(self, record: SnapshotRecord, now: float) -> str | None:
+        age_max, bytes_max = self.settings.age_seconds_max, self.settings.preserved_bytes_max
+        stored = self._costs(record.id).bytes_preserved
+        if age_max and now - record.opened_at > age_max:
+            return f"it is older than {age_max:g} s (setting snapshots.age_seconds_max)"
+        if bytes_max and stored > bytes_max:
+            return f"its pre-images take {stored} bytes (setting snapshots.preserved_bytes_max)"
+        return None
+
+    async def _watch_bypass(self) -> None:
+        while True:
+            await trio.sleep(self.settings.bypass_interval_seconds)
+            if self.chain.ids:
+                await self.bypass.look()
+
+    # -- small things
+
+    def _start(self, work: Callable[..., object], *arguments: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(work, *arguments)  # type: ignore[arg-type]
+
+    def _primaries(self) -> list[Address]:
+        return [shard.primary.address for shard in self._topology.view.shards]
+
+    def _known_members(self) -> set[str]:
+        return {self._proxy_id, *self.members.others}
+
+    async def _ask(self, address: Address, raw: bytes) -> bytes:
+        """One question to one node. Raises ConnectionLostError, also when it does not answer in time."""
+        connection = self._links.asking(address)
+        if connection is None:
+            raise ConnectionLostError(f"{address} is not connected", sent=False)
+        with trio.move_on_after(self.settings.drain_seconds):
+            return await connection.request(raw)
+        raise ConnectionLostError(f"{address} does not answer", sent=True)
+
+    def _is_sweepable(self, snapshot_id: int) -> bool:
+        return snapshot_id <= self.book.last_id and snapshot_id not in self.chain.ids
+
+    def _costs(self, number: int) -> Costs:
+        return self.preserver.costs.setdefault(number, Costs())
+
+    def _facts(self, record: SnapshotRecord) -> SnapshotFacts:
+        costs = self._costs(record.id)
+        costs.barrier_seconds = self._barrier_seconds.get(record.id)
+        warnings: Sequence[str] = ()
+        if record.is_open:
+            over = self._over_budget(record, self._now())
+            warnings = [*([over] if over else []), *self.bypass.warnings()]
+        return SnapshotFacts(record, max(0.0, self._now() - record.opened_at), costs, tuple(warnings))
+
+    def _why_not(self, number: int) -> str:
+        record = self.book.records.get(number)
+        if (reason := self._ended.get(number)) is not None:
+            return f"SNAPSHOTTOOOLD snapshot {number} was aborted: {reason}"
+        if record is None:
+            if number > self.book.last_id:
+                return f"NOTREADY there is no snapshot {number}; STEADY.SNAPSHOT LIST shows what there is"
+            return f"SNAPSHOTTOOOLD snapshot {number} ended, and its data is gone"
+        if record.state is SnapshotState.OPENING:
+            return f"NOTREADY snapshot {number} is being opened"
+        return f"SNAPSHOTTOOOLD snapshot {number} is {record.state.value}"
