@@ -10,12 +10,14 @@
     |- monitor              asks primaries and replicas for their offsets, promotes replicas
     |- stage log            writes what it found out on the timeline
     |- retention            removes the oldest of the record
+    |- snapshots            their records, members, histories, sweeps; what ends by its time or its costs
     |- hooks                events to the operator's programs, while this proxy looks for all
     |- beat                 once a second: rates, idle clients, listeners that could not accept
     |- signals              SIGTERM and SIGINT begin the stop
     `- admin                HTTP for operators
 
-Start: the view first, then the listeners, so that a client that connects can be served. Stop: no new clients, what is
+Start: the open snapshots and the view first, then the listeners, so that a client that connects can be served, and no
+write comes before it is known for which snapshot it has to be preserved. Stop: no new clients, what is
 in flight is finished within the deadline, then what remains is cut off, and the log says what that was.
 """
 
@@ -54,6 +56,8 @@ from proxy.replicas.service import Replica, ReplicaOptions, Replicas
 from proxy.settings import Settings
 from proxy.settings.reads import listener_level, zones_of
 from proxy.settings.state import store_file
+from proxy.snapshots.links import Links
+from proxy.snapshots.service import Snapshots
 from proxy.store.interface import TopologyStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite import store_at
@@ -127,6 +131,7 @@ class Proxy:
             cluster.password,
             cluster.connect_timeout_seconds,
             cluster.unsent_bytes_max,
+            proxy_id=self.id,
         )
         self.topology = Topology()
         self.store = store_of(settings)
@@ -159,12 +164,21 @@ class Proxy:
                 self.monitor = Monitor(
                     self.replicas, self.nodes, monitor_options(settings), on_stage=self._on_stage
                 )
+                self.snapshots = Snapshots(
+                    settings.snapshots,
+                    self.topology,
+                    Links(self.nodes, self.private),
+                    self.store,
+                    dialer.abandoned,
+                    self.id,
+                )
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
                     self.topology,
                     self.private,
                     self.replicas,
+                    self.snapshots,
                     nursery,
                     request_deadline_seconds=cluster.request_deadline_seconds,
                     script_cache_bytes_max=settings.commands.script_cache_bytes_max,
@@ -186,6 +200,8 @@ class Proxy:
                     nursery.start_soon(self._run_hooks)
                 nursery.start_soon(self._beat)
                 nursery.start_soon(self.reloader.run)
+                await self.snapshots.recover(cluster.request_deadline_seconds)
+                nursery.start_soon(self.snapshots.run)
                 await self._first_view()
                 admin = self._admin_server()
                 admin_listeners = await trio.open_tcp_listeners(
@@ -358,7 +374,12 @@ class Proxy:
         )
 
     def _warnings(self) -> list[str]:
-        return [*self.keeper.problems(), *self.mode.problems(), *self.hooks.problems()]
+        return [
+            *self.keeper.problems(),
+            *self.mode.problems(),
+            *self.hooks.problems(),
+            *self.snapshots.problems(),
+        ]
 
     def _retention(self) -> retention.Retention:
         store = self.settings.store
@@ -378,6 +399,7 @@ class Proxy:
         for family, read in _PLAIN_SAMPLES:
             yield Sample(family, read(self))
         yield from read_samples(self.exchange.reads, self.replicas)
+        yield from self.snapshots.samples()
         for kind, count in self.exchange.redirects_total.items():
             yield Sample(REDIRECTS, count, (kind,))
         for connection in self.nodes.connections():

@@ -85,6 +85,7 @@ class Hub:
         self._endpoints: dict[int, Endpoint] = {}  # file descriptor -> endpoint
         self.dirty: list[Flushable] = []
         self.turns_total = 0
+        self.step = 0  # which synchronous step this is: a turn, or what a task did outside of one
         self.faults_total = 0
         self._in_turn = False
 
@@ -114,6 +115,7 @@ class Hub:
             item.dirty = True
             self.dirty.append(item)
         if not self._in_turn:
+            self.step += 1
             self.flush()
 
     def flush(self) -> None:
@@ -146,6 +148,7 @@ class Hub:
         ready = self._poll.poll(0, EVENTS_PER_TURN_MAX)
         endpoint_of = self._endpoints.get
         self._in_turn = True
+        self.step += 1
         for fd, events in ready:
             endpoint = endpoint_of(fd)
             if endpoint is None:  # removed by an earlier handler of this turn

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 PROGRAM: Final = "steadyread"
 _LINE: Final = re.compile(
     rb"id=(?P<id>[0-9]+) addr=(?P<addr>.*?) (?:laddr=.*? )?fd=-?[0-9]+ name=(?P<name>[^ ]*) "
-    rb".*?\bflags=(?P<flags>[^ ]+) .*?\bcmd=(?P<cmd>[^ ]+)(?: |$)"
+    rb".*?\bidle=(?P<idle>[0-9]+) .*?\bflags=(?P<flags>[^ ]+) .*?\bcmd=(?P<cmd>[^ ]+)(?: |$)"
 )
 _UNUSABLE: Final = re.compile(r"[^!-~]")  # CLIENT SETNAME refuses them
 
@@ -24,6 +24,7 @@ class ListedClient(NamedTuple):
     id: int
     addr: bytes  # as the node sees it
     name: bytes
+    idle_seconds: int  # since it last sent something, rounded down
     flags: bytes  # N, or letters: S a replica, M a primary, P a subscriber ...
     cmd: bytes  # the last command, lower case: b"set", b"client|list"; on Redis 6.2 containers alone; b"NULL"
 
@@ -55,4 +56,5 @@ def parse_client_list(text: bytes) -> Iterator[ListedClient]:
         found = _LINE.match(line)
         if found is None:
             raise ClientListError(f"a line of CLIENT LIST cannot be read: {line[:120]!r}")
-        yield ListedClient(int(found["id"]), found["addr"], found["name"], found["flags"], found["cmd"])
+        number, addr, name, idle, flags, cmd = found.groups()
+        yield ListedClient(int(number), addr, name, int(idle), flags, cmd)

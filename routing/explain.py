@@ -1,8 +1,9 @@
 """What STEADY.EXPLAIN answers: where a read goes, at which level, who could have answered, and why each did or did not.
 
 An explanation is made by whoever routes the read, of what it knew at that moment. Here stand the facts, the sentences
-that give a reason, so that each is worded once, and three ways to write an explanation down: for JSON, for RESP and
-for people. All three are text and numbers that can be printed: a key is arbitrary bytes and is shown escaped.
+that give a reason, so that each is worded once, and two ways to write an explanation down: for programs, which get it
+as JSON or as a reply, and for people. Both are text and numbers that can be printed: a key is arbitrary bytes and is
+shown escaped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from routing.command import lookup, refusal
 from routing.keys import KeysError, key_positions
@@ -59,6 +60,8 @@ class Explanation:
     role: str  # of who served it; empty if nobody did
     candidates: tuple[CandidateFacts, ...]
     refusal: str  # the error that its client would get; empty if it gets a reply
+    snapshot_id: int | None = None  # of level snapshot; None also if none is current
+    markers: tuple[int, ...] = ()  # of which snapshots' markers it asks; the first that exists decides
 
 
 class ExplainError(ValueError):
@@ -100,7 +103,7 @@ BY_QUESTION: Final = "the question names it"
 BY_LISTENER: Final = "the listener's default"
 BY_MODE: Final = "the routing mode"
 
-
+RULES_DO_NOT_COUNT: Final = "at level snapshot, rules for prefixes do not count"
 KEYS_DIFFER: Final = "its keys of this slot have different levels, so all are read at level strong"
 
 
@@ -113,6 +116,9 @@ def by_rule(prefix: bytes) -> str:
 SLOT_IN_FLUX: Final = "the slot is migrating, and is read at primaries until it has settled"
 SLOT_UNOWNED: Final = "the slot has no owner"
 LEVEL_STRONG: Final = "level strong is read at the slot's owner"
+LEVEL_SNAPSHOT: Final = "level snapshot is read at the slot's owner: the key, then the markers"
+SNAPSHOT_IN_FLUX: Final = "the slot is migrating: the key, then each marker, is read wherever it is by then"
+SNAPSHOT_REFUSED: Final = "nobody is asked, because the snapshot does not serve"
 NO_REPLICA: Final = "the shard has no replica"
 MAY_WRITE: Final = "the command may write, so its owner gets it"
 RUNS_SCRIPT: Final = "the command runs a script, so its owner gets it"
@@ -224,9 +230,6 @@ def seconds_text(seconds: float) -> str:
 
 # Written down.
 
-ReplyValue: TypeAlias = "str | int | ReplyPairs | list[ReplyPairs] | None"
-ReplyPairs: TypeAlias = "list[tuple[str, ReplyValue]]"  # a mapping, in order; never empty
-
 
 def as_json(explanation: Explanation) -> dict[str, object]:
     """The facts for JSON. ``asked`` and ``level`` are written as STEADY.READ takes them, in lower case."""
@@ -240,6 +243,8 @@ def as_json(explanation: Explanation) -> dict[str, object]:
         "asked": AUTO if explanation.asked is None else str(explanation.asked),
         "level": str(explanation.level),
         "because": explanation.because,
+        "snapshot": explanation.snapshot_id,
+        "markers": list(explanation.markers),
         "given": None if explanation.given is None else explanation.given.value,
         "floor": _facts_of_point(explanation.floor),
         "staleness_seconds": explanation.staleness_seconds,
@@ -248,11 +253,6 @@ def as_json(explanation: Explanation) -> dict[str, object]:
         "candidates": [_facts_of_candidate(candidate) for candidate in explanation.candidates],
         "refusal": explanation.refusal or None,
     }
-
-
-def as_reply(explanation: Explanation) -> ReplyPairs:
-    """The facts for RESP: the names and values of ``as_json``; fractions as text, yes and no as 1 and 0."""
-    return _pairs(as_json(explanation))
 
 
 def as_lines(explanation: Explanation) -> list[str]:
@@ -270,6 +270,8 @@ def lines_of(facts: Mapping[str, Any]) -> list[str]:
         ("level", f"{level}: {facts['because']}; asked: {facts['asked']}"),
         ("given", facts["given"] or "none"),
     ]
+    if facts["snapshot"] is not None:
+        rows.append(("snapshot", _shown_snapshot(facts["snapshot"], facts["markers"])))
     if facts["floor"] is not None:
         rows.append(("floor", _shown_point(facts["floor"])))
     if facts["staleness_seconds"] is not None:
@@ -279,6 +281,14 @@ def lines_of(facts: Mapping[str, Any]) -> list[str]:
         rows.append(("refused", facts["refusal"]))
     lines = [f"{name:<10} {text}" for name, text in rows]
     return [*lines, "", *_candidate_lines(facts["candidates"])]
+
+
+def _shown_snapshot(snapshot_id: int, markers: Sequence[int]) -> str:
+    if not markers:
+        return str(snapshot_id)
+    which = ", ".join(map(str, markers))
+    decides = "the first that exists decides; without one" if len(markers) > 1 else "without it"
+    return f"{snapshot_id}; markers of {which}: {decides} the key is as it was"
 
 
 def _candidate_lines(candidates: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -325,25 +335,6 @@ def _facts_of_point(point: Point | None) -> dict[str, object] | None:
     if point is None:
         return None
     return {"replid": point.replid.decode("ascii", "backslashreplace"), "offset": point.offset}
-
-
-def _pairs(facts: Mapping[str, object]) -> ReplyPairs:
-    return [(name, _reply_value(value)) for name, value in facts.items()]
-
-
-def _reply_value(value: object) -> ReplyValue:
-    match value:
-        case None | str():
-            return value
-        case int():
-            return int(value)
-        case float():
-            return f"{value:.6f}"
-        case Mapping():
-            return _pairs(value)
-        case list():
-            return [_pairs(element) for element in value]
-    raise TypeError(f"no reply for {type(value).__name__}")
 
 
 def _text(address: Address | None) -> str | None:

@@ -2,6 +2,9 @@
 
 A read's level is chosen by the first of these that names one: its connection (STEADY.READ), the rule for its key's
 prefix, its listener, the operator's routing mode. Level ``auto`` means that one does not choose.
+
+A connection's reads are of one snapshot or of none: no rule names level snapshot, and where a listener or the mode
+gives it, rules do not count.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ class Level(Enum):
 
 
 AUTO = "auto"  # what people write for "I do not choose"
+CURRENT = "current"  # and for the newest snapshot that serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,11 @@ class ReadLevel:
 
     level: Level
     max_staleness_seconds: float = 0.0  # of bounded_staleness
+    snapshot_id: int | None = None  # of snapshot; None: whichever is current at the time of each read
 
     def __str__(self) -> str:
+        if self.level is Level.SNAPSHOT:
+            return f"{self.level.value} {CURRENT if self.snapshot_id is None else self.snapshot_id}"
         if self.level is Level.BOUNDED_STALENESS:
             return f"{self.level.value} {self.max_staleness_seconds * 1000:g}"
         return str(self.level.value)
@@ -69,11 +76,11 @@ class LevelChoice:
     @property
     def looks_at_keys(self) -> bool:
         """Whether the level depends on the key."""
-        return self.connection is None and bool(self.rules)
+        return self.connection is None and bool(self.rules) and self.usual.level is not Level.SNAPSHOT
 
     def of_key(self, key: bytes) -> ReadLevel:
         """The level of a read of ``key``."""
-        if self.connection is None:
+        if self.looks_at_keys:
             for rule in self.rules:
                 if key.startswith(rule.prefix):
                     return rule.given

@@ -72,7 +72,9 @@ def judge(
     same = floors.get(history)
     if same is not None:
         if sample.point.offset < same.point.offset:
-            return Unproven(f"it is at offset {sample.point.offset} of a history that was at {same.point.offset}")
+            return Unproven(
+                f"it is at offset {sample.point.offset} of a history that was at {same.point.offset}"
+            )
         return Proven(same)
     before = floors.get(sample.second.replid)
     if before is None:

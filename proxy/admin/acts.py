@@ -32,8 +32,11 @@ def operator_of(request: Request) -> Operator:
     return Operator(who, request.peer)
 
 
-def content_of(request: Request, members: Collection[str]) -> dict[str, Any]:
-    """The JSON object that was sent, which has exactly these members. Raises ProblemError 415 or 400."""
+def content_of(request: Request, members: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON object that was sent, which has exactly these members; an ``optional`` one not sent is None.
+
+    Raises ProblemError 415 or 400.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != JSON_TYPE:
         raise ProblemError(
@@ -43,10 +46,19 @@ def content_of(request: Request, members: Collection[str]) -> dict[str, Any]:
         content = json.loads(request.body)
     except (ValueError, RecursionError):
         raise ProblemError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
-    wanted = " and ".join(f'"{name}"' for name in members) or "no members"
-    if not isinstance(content, dict) or content.keys() != set(members):
-        raise ProblemError(HTTPStatus.BAD_REQUEST, f"the body is to be a JSON object with {wanted}")
-    return content
+    wanted = " and ".join(f'"{name}"' for name in members)
+    may_have = " and ".join(f'"{name}"' for name in optional)
+    if may_have:
+        wanted = f"{wanted}, and perhaps {may_have}" if wanted else f"{may_have}, or without"
+    if (
+        not isinstance(content, dict)
+        or not set(members) <= content.keys()
+        or not content.keys() <= {*members, *optional}
+    ):
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, f"the body is to be a JSON object with {wanted or 'no members'}"
+        )
+    return {**dict.fromkeys(optional), **content}
 
 
 @contextmanager

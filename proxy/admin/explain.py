@@ -10,9 +10,10 @@ from http import HTTPStatus
 
 from proxy.admin.acts import content_of
 from proxy.admin.http import ProblemError, Request, Response, Route
-from proxy.settings.values import DAY_SECONDS, OFFERED_LEVELS, SNAPSHOT_NOT_OFFERED
+from proxy.settings.values import DAY_SECONDS, OFFERED_LEVELS
+from proxy.snapshots.asked import id_of_text
 from routing.explain import ExplainError, Explanation, as_json, key_of_read
-from routing.levels import AUTO, Level, ReadLevel
+from routing.levels import AUTO, CURRENT, Level, ReadLevel
 
 UNPROCESSABLE = HTTPStatus.UNPROCESSABLE_ENTITY
 
@@ -53,7 +54,8 @@ def _command_of(value: object) -> list[bytes]:
 
 
 def _level_of(value: object) -> ReadLevel | None:
-    """A level as the answer writes it, the bound of bounded_staleness in milliseconds; None for auto.
+    """A level as the answer writes it: bounded_staleness with its bound in milliseconds, snapshot with an id or
+    ``current``, which may be left out; None for auto.
 
     Raises ProblemError 422.
     """
@@ -62,13 +64,27 @@ def _level_of(value: object) -> ReadLevel | None:
     name, _, bound = value.partition(" ") if isinstance(value, str) else ("", "", "")
     if name == Level.BOUNDED_STALENESS.value:
         return ReadLevel(Level.BOUNDED_STALENESS, _bound_of(bound))
+    if name == Level.SNAPSHOT.value:
+        return ReadLevel(Level.SNAPSHOT, snapshot_id=_snapshot_of(bound))
     if name in OFFERED_LEVELS and not bound:
         return ReadLevel(Level(name))
-    snapshot, reason = SNAPSHOT_NOT_OFFERED
-    detail = (
-        f'"level" is null or one of {", ".join((AUTO, *OFFERED_LEVELS))}; only bounded_staleness has a bound'
+    raise ProblemError(
+        UNPROCESSABLE,
+        f'"level" is null or one of {", ".join((AUTO, *OFFERED_LEVELS))}; only bounded_staleness has a bound, '
+        "and only snapshot an id",
     )
-    raise ProblemError(UNPROCESSABLE, f"{reason}; {detail}" if name == snapshot else detail)
+
+
+def _snapshot_of(text: str) -> int | None:
+    """The id; None for the current one. Raises ProblemError 422."""
+    if text in ("", CURRENT):
+        return None
+    try:
+        return id_of_text(text)
+    except ValueError as error:
+        raise ProblemError(
+            UNPROCESSABLE, f'{error}; "{Level.SNAPSHOT.value}" alone is the current one'
+        ) from None
 
 
 def _bound_of(text: str) -> float:

@@ -7,7 +7,13 @@ from http import HTTPStatus
 from proxy.admin.acts import content_of, operator_of, store_problems
 from proxy.admin.http import ProblemError, Request, Response, Route
 from proxy.topology.event_facts import rfc3339
-from proxy.topology.mode import ModeConflictError, ModeKeeper, ModeRefusedError, ModeState
+from proxy.topology.mode import (
+    ModeConflictError,
+    ModeKeeper,
+    ModeNotNowError,
+    ModeRefusedError,
+    ModeState,
+)
 from routing.levels import Level
 from routing.mode import NOTES, refusal_of
 
@@ -32,6 +38,8 @@ def routes(keeper: ModeKeeper) -> list[Route]:
         try:
             with store_problems():
                 state = await keeper.set(mode, revision, operator)
+        except ModeNotNowError as error:
+            raise ProblemError(HTTPStatus.CONFLICT, str(error)) from error
         except ModeRefusedError as error:
             raise ProblemError(UNPROCESSABLE, str(error)) from error
         except ModeConflictError as error:

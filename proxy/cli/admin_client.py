@@ -66,9 +66,10 @@ class AdminPort:
         if status == http.client.UNAUTHORIZED:
             given = "refused the token" if self.token else "wants a token: --token-file FILE or --token TOKEN"
             raise AskError(f"the admin port {self.address} {given}", status=status)
-        if not isinstance(answer, dict) or (status == http.client.OK and expected not in answer):
+        is_done = status in (http.client.OK, http.client.CREATED)
+        if not isinstance(answer, dict) or (is_done and expected not in answer):
             raise AskError(f"what listens at {self.address} is no admin port of Steadyread")
-        if status != http.client.OK:
+        if not is_done:
             detail = printable(str(answer.get("detail", reason)))
             raise AskError(
                 f"the admin port {self.address} answered {status}: {detail}", status=status, problem=answer

@@ -22,6 +22,7 @@ examples:
   steadyread explain GET user:1                            as a connection that asks for no level
   steadyread explain --level caught_up HGETALL cart:7
   steadyread explain --level bounded_staleness --max-staleness-ms 500 GET feed:1
+  steadyread explain --level snapshot GET cart:7           at the current snapshot; --snapshot ID names another
   steadyread explain --json GET user:1 | jq '.candidates[].why'
 
 What follows COMMAND is the command's own, so flags come before it.
@@ -51,6 +52,12 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_milliseconds,
         help=f"with --level {Level.BOUNDED_STALENESS.value}: how old the data may be",
     )
+    parser.add_argument(
+        "--snapshot",
+        metavar="ID",
+        type=int,
+        help=f"with --level {Level.SNAPSHOT.value}: which one (else: the current one)",
+    )
     add_admin_flags(parser)
     parser.add_argument("name", metavar="COMMAND", help="a command that reads a key, as in GET")
     parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="its arguments")
@@ -61,9 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     is_bounded = arguments.level == Level.BOUNDED_STALENESS.value
     if is_bounded != (arguments.max_staleness_ms is not None):
         return _misuse(f"--level {Level.BOUNDED_STALENESS.value} and --max-staleness-ms go together")
+    if arguments.snapshot is not None and arguments.level != Level.SNAPSHOT.value:
+        return _misuse(f"--snapshot goes with --level {Level.SNAPSHOT.value}")
     if any("\udc80" <= letter <= "\udcff" for word in words for letter in word):
         return _misuse("the command and its arguments are to be texts in UTF-8")
-    level = f"{arguments.level} {arguments.max_staleness_ms}" if is_bounded else arguments.level
+    level = arguments.level
+    if is_bounded:
+        level = f"{level} {arguments.max_staleness_ms}"
+    elif arguments.snapshot is not None:
+        level = f"{level} {arguments.snapshot}"
     content = {"command": words, "level": level}
 
     def show(port: AdminPort) -> int:

@@ -27,6 +27,7 @@ COMMANDS = {  # name -> summary; the module is proxy.cli.NAME
     "events": "show what happened in the cluster, and follow it",
     "replicas": "show which replicas are readable, how far each is behind, and why one is not read",
     "explain": "show where a read goes, at which level, and why",
+    "snapshot": "open, list, show or close snapshots: the whole cluster as of one moment",
     "mode": "show or set the routing mode: what reads get that ask for no level",
     "audit": "list what operators did, or verify that the list is whole",
     "config": "check or show the settings",

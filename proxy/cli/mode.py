@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
 from proxy.cli.main import DONE, FAILED, MISUSE
+from proxy.cli.terminal import printable
 from routing.levels import Level
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ examples:
   steadyread mode                          which mode is in effect, who set it, and which there are
   steadyread mode strong                   set it
   steadyread mode strong --revision 17     set it only if nobody else has since revision 17
+  steadyread snapshot open && steadyread mode snapshot
+                                           hold such reads still, for a migration window; docs/snapshots.md
 """
 
 
@@ -71,7 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
         except AskError as error:
             if error.status != http.client.CONFLICT:
                 raise
-            current = error.problem["current"]
+            current = error.problem.get("current")
+            if current is None:  # nobody has changed it: the one asked for cannot be chosen now
+                print(f"steadyread: not set: {printable(error.problem['detail'])}", file=sys.stderr)
+                return FAILED
             print(f"steadyread: not set: the mode is now {_state(current)}", file=sys.stderr)
             return FAILED
         if arguments.json:

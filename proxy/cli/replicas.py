@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli.admin_client import AdminPort, AskError, add_admin_flags, run_asking
 from proxy.cli.main import DONE
-from proxy.cli.terminal import printable
+from proxy.cli.terminal import print_rich, printable
 from routing.explain import seconds_text
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(facts, indent=2))
         else:
-            _print(renderables_of(facts["replicas"], _addresses_of_primaries(port)))
+            print_rich(renderables_of(facts["replicas"], _addresses_of_primaries(port)))
         return DONE
 
     return run_asking(arguments, show)
@@ -76,19 +75,6 @@ def _addresses_of_primaries(port: AdminPort) -> dict[str, str]:
             raise
         return {}
     return {shard["primary"]["id"]: shard["primary"]["address"] for shard in shards}
-
-
-def _print(shown: list[RenderableType]) -> None:
-    """To a terminal as wide as it is; into a file or a pipe as wide as needed, so that lines stay whole."""
-    from rich.console import Console
-
-    console = Console()
-    if not sys.stdout.isatty():
-        width = max(
-            console.measure(each, options=console.options.update(max_width=10_000)).maximum for each in shown
-        )
-        console = Console(width=max(width, console.width))
-    console.print(*shown, sep="\n")
 
 
 def renderables_of(

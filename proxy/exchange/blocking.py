@@ -17,9 +17,13 @@ from routing.topology import Address
 
 
 async def execute_blocking(
-    exchange: Exchange, raw: bytes, hash_slot: int, *, resp: int, repeatable: bool
+    exchange: Exchange, raw: bytes, hash_slot: int, writes: tuple[bytes, ...], *, resp: int, repeatable: bool
 ) -> bytes:
-    """The reply of a command that may block. If cancelled, the connection is closed, which unblocks the node."""
+    """The reply of a command that may block. If cancelled, the connection is closed, which unblocks the node.
+
+    ``writes``: the keys that it may write. They are preserved before each sending; while it waits at a node, a snapshot
+    that is cut finds them in ``private.blocked``.
+    """
     target: Address | None = None
     attempt = 0
     # For finding a node: the time of waiting at one does not count.
@@ -38,6 +42,13 @@ async def execute_blocking(
             else:
                 sent_at = trio.current_time()
                 try:
+                    if writes and exchange.preserver.needs(hash_slot, writes, resp):
+                        until = sent_at + exchange.deadline_seconds
+                        refused = await exchange.preserver.preserve({hash_slot: writes}, resp, until)
+                        if refused is not None:
+                            exchange.private.release(connection)
+                            return refused
+                    exchange.private.blocked[connection] = (hash_slot, writes)
                     reply = await connection.request(raw, asking=asking)
                 except ConnectionLostError as lost:
                     if lost.sent and not repeatable:
@@ -59,6 +70,8 @@ async def execute_blocking(
                         attempt += 1
                         if attempt % 4:
                             continue
+                finally:
+                    exchange.private.blocked.pop(connection, None)
         if trio.current_time() >= deadline:
             exchange.expired_total += 1
             return not_ready(f"slot {hash_slot}", exchange.deadline_seconds, reason)

@@ -10,7 +10,7 @@ or if it only reads. Everything else whose reply is lost ends with OUTCOMEUNKNOW
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import assert_never
 
 import trio
@@ -19,10 +19,12 @@ from proxy.exchange.failures import internal_fault, not_ready, outcome_unknown
 from proxy.exchange.replica_reads import ReplicaReads
 from proxy.exchange.routes import Routes
 from proxy.exchange.scripts import ScriptCache
+from proxy.exchange.snapshot_reads import SnapshotReads
 from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.replicas.service import Replicas
+from proxy.snapshots.service import Snapshots
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane, Nodes
@@ -49,6 +51,7 @@ log = get_logger(__name__)
 class Exchange:
     """What a request needs to reach its node. One per proxy."""
 
+
     def __init__(
         self,
         hub: Hub,
@@ -56,6 +59,7 @@ class Exchange:
         topology: Topology,
         private: PrivateConnections,
         replicas: Replicas,
+        snapshots: Snapshots,
         nursery: trio.Nursery,
         *,
         request_deadline_seconds: float,
@@ -68,6 +72,10 @@ class Exchange:
         self.routes = Routes(nodes, topology)
         self.replicas = replicas
         self.reads = ReplicaReads(hub, replicas, self.routes)
+        self.snapshots = snapshots
+        self.preserver = snapshots.preserver
+        snapshots.attach(self)
+        self.snapshot_reads = SnapshotReads(self, snapshots)
         self.token_secret = b""  # signs the tokens of sessions; empty until it is known
         self.scripts = ScriptCache(script_cache_bytes_max)
         self.deadline_seconds = request_deadline_seconds
@@ -106,6 +114,14 @@ class Exchange:
                 assert_never(redirect)
         return redirect
 
+    def write_connection(self, hash_slot: int, resp: int) -> NodeConnection | None:
+        """The shared write connection to the slot's owner; None while there is none that takes requests."""
+        return self.routes.owner(hash_slot, resp, Lane.WRITE)
+
+    def is_in_flux(self, hash_slot: int) -> bool:
+        """Whether the slot is on its way between two shards, by the view."""
+        return hash_slot in self.routes.in_flux
+
     def outcome_unknown(self, reason: str) -> bytes:
         """The reply for a write whose own reply was lost, counted."""
         self.unknown_outcomes_total += 1
@@ -123,12 +139,15 @@ class Exchange:
         deadline: float | None = None,
         lane: Lane | None = None,
         from_script: bool = False,
+        writes: Collection[bytes] = (),
+        before: Callable[[NodeConnection], bool] | None = None,
     ) -> bytes:
         """The reply to one request on one slot, redirections followed and waits done, until the deadline.
 
         ``deadline`` is on Trio's clock; None counts the request deadline from now. ``lane`` None: the
         read lane if it is repeatable. ``from_script``: as in
-        ``parse_redirect``.
+        ``parse_redirect``. ``writes``: the keys that it may write, to be preserved before each sending.
+        ``before``: called with the connection in the step in which the request is queued on it; False: not there.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
@@ -141,6 +160,10 @@ class Exchange:
         reason = "requests before it took all the time"
         # Nothing is sent at the deadline: there would be no time for the reply, and a write's outcome unknown.
         while trio.current_time() < deadline:
+            if writes and self.preserver.needs(hash_slot, writes, resp):
+                refused = await self.preserver.preserve({hash_slot: writes}, resp, deadline)
+                if refused is not None:
+                    return refused
             connection = (
                 self.routes.owner(hash_slot, resp, lane)
                 if target is None
@@ -148,11 +171,15 @@ class Exchange:
             )
             if connection is None:
                 redirect: Redirect = Wait(self.why_unreachable(hash_slot, target))
+            elif before is not None and not before(connection):
+                redirect = Wait(f"the history of {connection.address} is not judged yet")
             else:
                 reply = None
                 try:
                     with trio.move_on_at(deadline):
-                        reply = await connection.request(raw, asking=target is not None)
+                        reply = await connection.request(
+                            raw, asking=target is not None, hash_slot=-1 if repeatable else hash_slot
+                        )
                 except ConnectionLostError as lost:
                     if lost.sent and not repeatable:
                         return self.outcome_unknown(str(lost))

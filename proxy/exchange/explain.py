@@ -8,6 +8,8 @@
                                                   │
               of those that prove the level, the one that reads would go to; if there is none, the owner
 
+A read of a snapshot is its owner's alone: the key there, and behind it the markers of the snapshot and of newer ones.
+
 What nodes tell is noted as if a read had asked, and nothing else changes: no session learns of it, no counter counts.
 
 One thing differs from a read. A read asks one replica, chosen by what is known of it, and goes to the owner if that
@@ -19,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import cast
 
 import trio
 
@@ -28,16 +29,18 @@ from proxy.exchange.failures import not_ready
 from proxy.exchange.read_groups import Asked, ReadCounts
 from proxy.exchange.replica_reads import INFO_REPLICATION, UNPROVEN
 from proxy.exchange.sessions import LOST, Session, samples_of
-from proxy.protocol import encode
+from proxy.protocol.encode import error
+from proxy.protocol.facts import reply_of_facts
 from proxy.replicas.service import RESP_INDEX, Replica, ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import RESPS, Lane
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing import explain as words
 from routing.command import CURSOR_COMMANDS, Command, lookup
-from routing.explain import CandidateFacts, Explanation, Preference, ReplyPairs, ReplyValue, as_reply
+from routing.explain import CandidateFacts, Explanation, Preference, as_json
 from routing.keys import key_positions
 from routing.levels import STRONG, Level, LevelChoice, ReadLevel
+from routing.mode import NO_SNAPSHOT
 from routing.offsets import Point, Sample, SampleError, parse_sample
 from routing.promotion import Stage
 from routing.proof import Refusal, judge
@@ -87,7 +90,7 @@ async def _cancel_when_moved(
 
 def reply_of(explanation: Explanation, *, resp3: bool) -> bytes:
     """The explanation as a map; in RESP2 as an array of names and values in turn."""
-    return _encoded(as_reply(explanation), resp3)
+    return reply_of_facts(as_json(explanation), resp3=resp3)
 
 
 # -- what is asked
@@ -122,10 +125,13 @@ def _read_of(arguments: Sequence[bytes], choice: LevelChoice, is_question: bool)
 def _whose_choice(choice: LevelChoice, key: bytes, is_question: bool) -> str:
     if choice.connection is not None:
         return words.BY_QUESTION if is_question else words.BY_CONNECTION
+    usual = words.BY_MODE if choice.listener is None else words.BY_LISTENER
     for rule in choice.rules:
         if key.startswith(rule.prefix):
-            return words.by_rule(rule.prefix)
-    return words.BY_MODE if choice.listener is None else words.BY_LISTENER
+            return (
+                words.by_rule(rule.prefix) if choice.looks_at_keys else f"{usual}; {words.RULES_DO_NOT_COUNT}"
+            )
+    return usual
 
 
 def _why_not_at_replicas(command: Command, keys: Sequence[bytes]) -> str:
@@ -175,6 +181,7 @@ class _Look:
     floor: Point | None = None
     owner_sample: Sample | None = None
     was_owner_asked: bool = False
+    snapshot_id: int | None = None  # that the read is of
     found: dict[Replica, _Found] = field(default_factory=dict)
 
     async def explanation(self) -> Explanation:
@@ -183,7 +190,7 @@ class _Look:
         is_owner = shard is not None and served_by is shard.primary
         given: Level | None = None
         if served_by is not None:
-            given = Level.STRONG if is_owner else read.level.level
+            given = Level.STRONG if is_owner and self.snapshot_id is None else read.level.level
         candidates = tuple(self._candidates(verdict))
         chosen = next((candidate for candidate in candidates if candidate.is_chosen), None)
         return Explanation(
@@ -198,14 +205,18 @@ class _Look:
             because=read.because,
             given=given,
             floor=self.floor,
-            staleness_seconds=None if chosen is None else chosen.staleness_seconds,
+            staleness_seconds=None if chosen is None else self._staleness_seconds(chosen),
             served_by=None if served_by is None else served_by.address,
             role="" if served_by is None else served_by.role.value,
             candidates=candidates,
             refusal=verdict.refusal,
+            snapshot_id=self.snapshot_id,
+            markers=() if served_by is None else self._markers(),
         )
 
     async def _verdict(self) -> _Verdict:
+        if self.read.level.level is Level.SNAPSHOT:
+            return await self._of_snapshot()
         shard, lost_reply = self.shard, None
         if self.session is not None:
             lost_reply = await self.session.check(self.exchange, self.deadline)  # as before each read
@@ -216,6 +227,35 @@ class _Look:
         if why_owner := self.read.why_owner or self._why_primary():
             return await self._at_owner(why_owner, dict.fromkeys(_ids(shard), why_owner))
         return await self._at_replica(shard)
+
+    async def _of_snapshot(self) -> _Verdict:
+        """Its owner serves it, if the snapshot serves."""
+        snapshots, shard = self.exchange.snapshots, self.shard
+        self.snapshot_id = self.read.level.snapshot_id or snapshots.current()
+        if self.snapshot_id is None:
+            return self._refused(error(NO_SNAPSHOT), words.SNAPSHOT_REFUSED)
+        refusal = snapshots.refusal(self.snapshot_id)
+        if refusal is not None:
+            return self._refused(refusal, words.SNAPSHOT_REFUSED)
+        if shard is None:
+            return self._refused(self._not_served(), words.SLOT_UNOWNED)
+        is_in_flux = self.read.slot in self.exchange.routes.in_flux
+        why_owner = words.SNAPSHOT_IN_FLUX if is_in_flux else words.LEVEL_SNAPSHOT
+        verdict = await self._at_owner(why_owner, dict.fromkeys(_ids(shard), why_owner))
+        refusal = snapshots.refusal(self.snapshot_id)  # it may have ended meanwhile
+        return verdict if refusal is None else self._refused(refusal, words.SNAPSHOT_REFUSED)
+
+    def _markers(self) -> tuple[int, ...]:
+        """Of which snapshots' markers the read asks."""
+        ids = self.exchange.snapshots.chain.ids
+        return self.exchange.snapshots.chain.markers_of(self.snapshot_id) if self.snapshot_id in ids else ()
+
+    def _staleness_seconds(self, chosen: CandidateFacts) -> float | None:
+        """Of the reply: the snapshot's age, or that of what the node has."""
+        if self.snapshot_id is None:
+            return chosen.staleness_seconds
+        facts = self.exchange.snapshots.facts_of(self.snapshot_id)
+        return None if facts is None else facts.age_seconds
 
     def _slot_state(self) -> str:
         replicas, slot = self.exchange.replicas, self.read.slot
@@ -505,20 +545,3 @@ def _outstanding(exchange: Exchange, node: Node) -> int:
 def _text_of(reply: bytes) -> str:
     """An error reply without its frame."""
     return reply[1:-2].decode(errors="replace")
-
-
-# -- written down
-
-
-def _encoded(value: ReplyValue, resp3: bool) -> bytes:
-    match value:
-        case None:
-            return encode.null(resp3)
-        case str():
-            return encode.bulk(value)
-        case int():
-            return encode.integer(value)
-        case [tuple(), *_]:
-            pairs = cast(ReplyPairs, value)
-            return encode.mapping([(encode.bulk(name), _encoded(one, resp3)) for name, one in pairs], resp3)
-    return encode.array([_encoded(cast(ReplyPairs, one), resp3) for one in value])

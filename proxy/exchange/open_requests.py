@@ -22,7 +22,7 @@ by one task. Either way the client is held (``is_held``) until every retry is an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import trio
 
@@ -37,10 +37,11 @@ from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
 from routing.command import Command
-from routing.keys import key_positions
+from routing.keys import key_positions, write_positions
 from routing.proof import Refusal
 from routing.redirect import SCRIPT_COMMANDS, Ask, Moved, NoScript, Wait
 
+CURRENT = -1  # as a snapshot id
 RESENDS_MAX = 4  # retries of one batch that go at once; after that a task waits in between
 
 Work = Callable[[], Awaitable[bytes]]
@@ -65,6 +66,16 @@ class RequestSlot(ReplySlot):
     @property
     def may_write(self) -> bool:
         return self.command.may_write
+
+    def keys_written(self) -> list[bytes]:
+        """The keys that it may write."""
+        if self.command.only_reads or not self.raw:
+            return []
+        arguments: list[bytes] = decode(self.raw)
+        return [arguments[position] for position in write_positions(self.command, arguments)]
+
+    def give_up(self) -> None:
+        """Its client left while it waited to be sent again: it never is."""
 
     def answer(self, reply: bytes) -> None:
         """Take ``reply`` as it is."""
@@ -91,6 +102,7 @@ class RequestSlot(ReplySlot):
             deadline=deadline,
             lane=Lane.READ if self.command.only_reads else Lane.WRITE,
             from_script=self.command.name in SCRIPT_COMMANDS,
+            writes=self.keys_written(),
         )
 
 
@@ -173,7 +185,12 @@ class OpenRequests(Requester):
         self._kinds = KINDS[2]  # of connection by lane, for this client's RESP version
         self._kind = self._kinds[Lane.WRITE]  # with the lane that its requests in flight are on
         self._mixes = False  # it has pipelined a write behind reads
-        self.policy: ReadPolicy | None = None  # None: all its reads are strong
+        self.policy: ReadPolicy | None = None  # None: all its reads are strong, or of one snapshot
+        self.preserver = exchange.preserver
+        self.snapshot_id = 0  # that its reads are of; 0: of none, CURRENT: of the one that is current at each
+        self._is_preserving = False  # it is held until the keys of its next writes are preserved
+        self._preserve_refusal: bytes | None = None  # they could not be: the reply of the first such write
+        self._preserve_deadline = 0.0  # on Trio's clock; 0: not begun
         # Of this pass over its requests, which is one synchronous step:
         self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn
         self._went_to_owner = False  # something was sent to an owner
@@ -351,6 +368,48 @@ class OpenRequests(Requester):
                 return True
         return False
 
+    # -- writes while a snapshot is open
+
+    def unpreserved(self, wanted: Mapping[int, Collection[bytes]]) -> Mapping[int, Collection[bytes]]:
+        """Of the keys that are to be written, by hash slot, those that may not be in this step.
+
+        Those whose route is not ready may: whoever sends them later sees to it.
+        """
+        kind = self._kinds[Lane.WRITE]
+        missing: dict[int, Collection[bytes]] = {}
+        for hash_slot, keys in wanted.items():
+            route = self.routes_of_slot[hash_slot][kind]
+            if route.ready and not route.known.issuperset(keys):  # type: ignore[union-attr]  # as in ``_relay_simple``
+                missing[hash_slot] = keys
+        if not missing:
+            self._preserve_deadline = 0.0
+        return missing
+
+    def take_preserve_refusal(self) -> bytes | None:
+        """The reply of a write that may not be sent, if that is because its keys could not be preserved."""
+        refusal, self._preserve_refusal = self._preserve_refusal, None
+        return refusal
+
+    def preserve(self, missing: Mapping[int, Collection[bytes]]) -> None:
+        """Hold the client until these are preserved, or cannot be."""
+        now = trio.current_time()
+        if not self._preserve_deadline:
+            self._preserve_deadline = now + self.exchange.deadline_seconds
+        deadline = self._preserve_deadline
+        self._is_preserving = self._draining = True
+
+        async def work() -> bytes:
+            return await self.exchange.preserver.preserve(missing, self.resp, deadline) or b""
+
+        def deliver(reply: bytes) -> None:
+            self._is_preserving = False
+            self._preserve_refusal = reply or None
+            if reply:
+                self._preserve_deadline = 0.0
+            self.hub.touched(self)
+
+        self.exchange.start(work, deliver, trio.CancelScope())
+
     def hold_until_drained(self) -> None:
         if not self._draining and self.in_flight():
             self._draining = True
@@ -413,7 +472,7 @@ class OpenRequests(Requester):
             elif not any(slot.reply is None for slot in self._retrying):
                 self._retrying.clear()
                 self._resends = 0
-        if self._draining and not self.in_flight():
+        if self._draining and not self._is_preserving and not self.in_flight():
             self._draining = False
 
     def _send_again(self, waiting: list[RequestSlot]) -> None:
@@ -444,6 +503,8 @@ class OpenRequests(Requester):
         """Where a plain slot can be queued again at once, or None when a task must see to it."""
         if type(slot) is not RequestSlot and type(slot) is not ReplicaSlot:
             return None
+        if self.exchange.preserver.newest and not slot.command.only_reads:
+            return None  # it has to be preserved where it goes now
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):
                 return self.exchange.routes.node(address, self.resp, lane)

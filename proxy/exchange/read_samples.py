@@ -13,7 +13,6 @@ from proxy.exchange.replica_reads import ReplicaReads
 from proxy.metrics import PREFIX, Family, MetricType, Sample
 from proxy.replicas.service import Replicas
 from routing.levels import Level
-from routing.mode import ROUTED_MODES
 from routing.promotion import Stage
 from routing.proof import Refusal
 
@@ -67,7 +66,7 @@ def read_samples(reads: ReplicaReads, replicas: Replicas) -> Iterator[Sample]:
     yield Sample(READS, reads.strong_total, ("strong", "strong", "primary"))
     answered = reads.answered()
     for level, counts in reads.counts.items():
-        if level in ROUTED_MODES and level is not Level.STRONG:
+        if level not in (Level.STRONG, Level.SNAPSHOT):  # which no replica serves
             yield Sample(READS, answered[level], (level.value, level.value, "replica"))
             yield Sample(READS, counts.at_owner, (level.value, "strong", "primary"))
     for refusal in Refusal:

@@ -97,7 +97,16 @@ class Part(ReadSlot):
 class SplitSlot(RequestSlot):
     """The client's slot of a split command: answered when all its parts are."""
 
-    __slots__ = ("arguments", "open_requests", "parts", "pending", "rule", "waiting_since")
+    __slots__ = (
+        "arguments",
+        "cuts",
+        "is_resolving",
+        "open_requests",
+        "parts",
+        "pending",
+        "rule",
+        "waiting_since",
+    )
 
     def __init__(
         self, open_requests: OpenRequests, command: Command, arguments: list[bytes], rule: SplitRule
@@ -109,6 +118,8 @@ class SplitSlot(RequestSlot):
         self.parts = _parts(self)
         self.pending = 0
         self.waiting_since: float | None = None  # since when a part that is to be done again was owed
+        self.cuts = open_requests.exchange.snapshots.cuts  # snapshots' cuts before it
+        self.is_resolving = False
 
     def keys(self) -> set[bytes]:
         step = self.rule.step
@@ -129,10 +140,22 @@ class SplitSlot(RequestSlot):
         if self.pending:
             return
         if any(part.reply is None for part in self.parts):
+            self._note_gap()
             self.open_requests.retry(self, "a slot of the command moved", self.waiting_since)
         else:
             self.reply = self._merged()
             self.open_requests.hub.touched(self.open_requests)
+
+    def _note_gap(self) -> None:
+        """Of a write, some parts may have run and others not: no snapshot may be cut now, or just have been."""
+        if self.may_write:
+            snapshots = self.open_requests.exchange.snapshots
+            snapshots.spoil(self.cuts, "a write over several slots was turned away in part")
+            snapshots.add_multi(self)
+
+    def give_up(self) -> None:
+        if not self.is_resolving:
+            self.open_requests.exchange.snapshots.end_multi(self)
 
     def send_again(self, part: Part, redirect: Redirect, connection: NodeConnection) -> bool:
         """Send a part that ``connection`` turned away again in this turn; False when it must wait.
@@ -142,6 +165,8 @@ class SplitSlot(RequestSlot):
         """
         exchange, resp = self.open_requests.exchange, self.open_requests.resp
         lane = Lane.READ if self.command.is_readonly else Lane.WRITE
+        if self.may_write and exchange.preserver.newest:
+            return False  # its keys have to be preserved where they go now
         if part.sendings >= SENDINGS_MAX or not self.open_requests.hold_for(self):
             return False
         match redirect:
@@ -169,7 +194,13 @@ class SplitSlot(RequestSlot):
 
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         """Do the unanswered parts key by key, then merge."""
+        self.is_resolving = True
+        if not self.may_write:
+            return await self._resolve(exchange, resp, deadline)
+        async with exchange.snapshots.begin_multi(self):
+            return await self._resolve(exchange, resp, deadline)
 
+    async def _resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         async def one(part: Part, single: Part) -> None:
             single.reply = await exchange.execute(
                 single.raw,
@@ -177,6 +208,7 @@ class SplitSlot(RequestSlot):
                 resp=resp,
                 repeatable=self.command.is_readonly,
                 deadline=deadline,
+                writes=single.words[1 :: self.rule.step] if self.may_write else (),
             )
 
         undone = [part for part in self.parts if part.reply is None]
@@ -212,6 +244,7 @@ class SplitSlot(RequestSlot):
         return failed[0] if not ran or not self.may_write else ran_in_part(failed[0], ran, len(self.parts))
 
     def overtaken_reply(self) -> bytes:
+        self.open_requests.exchange.snapshots.end_multi(self)
         reply = super().overtaken_reply()
         ran = sum(part.reply is not None for part in self.parts)
         return ran_in_part(reply, ran, len(self.parts)) if ran and self.may_write else reply
@@ -249,7 +282,8 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
         return
     for part in owners_parts:
         route = None if kind is None else open_requests.routes_of_slot[part.hash_slot][kind]
-        if route is IN_FLUX and is_alone:  # rule 4: one by one
+        if route is IN_FLUX and is_alone and not (slot.may_write and open_requests.exchange.preserver.newest):
+            # rule 4: one by one
             route = open_requests.exchange.routes.owner(part.hash_slot, open_requests.resp, lane)
         if not isinstance(route, NodeConnection) or not route.ready:
             open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")

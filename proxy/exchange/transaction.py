@@ -137,6 +137,9 @@ class BlockSlot(RequestSlot):
     def keys(self) -> set[bytes]:
         return {key for item in self.queued for key in item.keys}
 
+    def keys_written(self) -> list[bytes]:
+        return written_keys(self.queued)
+
     @property
     def may_write(self) -> bool:
         return any(not item.command.is_readonly for item in self.queued)
@@ -163,7 +166,12 @@ class BlockSlot(RequestSlot):
         redirect = self.result
         hops = attempt = 0
         reason = "the slot's node takes no requests"
+        writes = self.keys_written()
         while trio.current_time() < deadline:
+            if writes and exchange.preserver.needs(self.hash_slot, writes, resp):
+                refused = await exchange.preserver.preserve({self.hash_slot: writes}, resp, deadline)
+                if refused is not None:
+                    return refused
             match redirect:
                 case Ask(_, address):
                     connection = exchange.routes.node(address, resp, lane)
@@ -196,6 +204,11 @@ class BlockSlot(RequestSlot):
                     return exchange.outcome_unknown(reason)
         exchange.expired_total += 1
         return not_ready(f"the transaction on slot {self.hash_slot}", exchange.deadline_seconds, reason)
+
+
+def written_keys(queued: Sequence[Queued]) -> list[bytes]:
+    """All keys of those commands that do not only read: what they may write, and a little more."""
+    return [key for item in queued if not item.command.only_reads for key in item.keys]
 
 
 def dispatch_block(open_requests: OpenRequests, queued: Sequence[Queued], hash_slot: int) -> None:
@@ -247,15 +260,23 @@ class Watch:
         If the slot moved or the connection ended before EXEC was sent, nothing ran, and the reply is that of a
         watched key that changed: the client starts over from WATCH. Closes the connection if it is not clean.
         """
+        writes = written_keys(queued)
+        deadline = trio.current_time() + exchange.deadline_seconds
+        if writes and exchange.preserver.needs(self.hash_slot, writes, resp):
+            # By the owner's shared connection. If the slot has another owner by now, the block does not run at all.
+            refused = await exchange.preserver.preserve({self.hash_slot: writes}, resp, deadline)
+            if refused is not None:
+                self.connection.close("the transaction was not sent")  # it watches the keys still
+                return refused
         if self.connection.is_closed:
             return array_nil(resp)
         frames = [MULTI, *[item.raw for item in queued], EXEC]
-        waiters = [Waiter(raw) for raw in frames]
+        waiters = [Waiter(raw, self.hash_slot) for raw in frames]
         replies: list[bytes] = []
         asking = [Discard(ASKING)] if self.asking else []
         self.connection.queue_all([*asking, *waiters])
         try:
-            with trio.move_on_after(exchange.deadline_seconds):
+            with trio.move_on_at(deadline):
                 for waiter in waiters:
                     replies.append(await waiter.wait_reply())  # noqa: PERF401  # flake8-async sees no await in one
         except ConnectionLostError as lost:

@@ -25,11 +25,12 @@ from proxy.exchange.blocking import execute_blocking
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.explain import explain, reply_of
 from proxy.exchange.gather import GATHERED, ask_any_node, gather_keyspace
-from proxy.exchange.open_requests import OpenRequests, ReplicaSlot, RequestSlot, Work
+from proxy.exchange.open_requests import CURRENT, OpenRequests, ReplicaSlot, RequestSlot, Work
 from proxy.exchange.read_groups import ReadGroup
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
+from proxy.exchange.snapshot_slots import SnapshotSlot
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -39,8 +40,9 @@ from proxy.exchange.transaction import (
     dispatch_block,
     run_blocks,
     watch,
+    written_keys,
 )
-from proxy.frontend import answers, steady
+from proxy.frontend import answers, snapshots, steady
 from proxy.frontend.answers import (
     Answer,
     AskAnyNode,
@@ -54,17 +56,22 @@ from proxy.frontend.answers import (
 )
 from proxy.frontend.answers.info import reply as info_reply
 from proxy.frontend.server import Server
+from proxy.frontend.snapshots import operator_of_client
 from proxy.frontend.subscriptions import SUBSCRIPTION_COMMANDS, Subscriptions
 from proxy.frontend.transport import Transport
 from proxy.log import get_logger
 from proxy.protocol import encode
-from proxy.protocol.requests import ProtocolError, RequestParser, remember_simple, scan_simple
+from proxy.protocol.replies import decode
+from proxy.protocol.requests import ProtocolError, RequestParser, Simple, remember_simple, scan_simple
 from proxy.settings import CrossSlotTransactions
+from proxy.upstream.nodes import Lane
 from routing.command import Command, lookup, refusal
 from routing.explain import ExplainError
-from routing.keys import KeysError, blocks, key_positions, routing_positions
+from routing.keys import KeysError, blocks, key_positions, routing_positions, write_positions
 from routing.levels import Level, ReadLevel
+from routing.redirect import SCRIPT_COMMANDS
 from routing.slot import slot_of
+from routing.snapshot_reads import is_plain
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
 REPLIES_SUMMED_FROM = 16  # open slots from which finished replies behind an unfinished one are counted
@@ -83,6 +90,13 @@ WATCH_IN_MULTI = b"-ERR WATCH inside MULTI is not allowed\r\n"
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 EXEC_WITHOUT_MULTI = b"-ERR EXEC without MULTI\r\n"
 DISCARD_WITHOUT_MULTI = b"-ERR DISCARD without MULTI\r\n"
+NO_SNAPSHOT = (
+    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
+)
+MIXED_TRANSACTION = (
+    b"-ERR this connection's reads are of a snapshot, and a transaction that writes would read what is there now;"
+    b" send the reads before MULTI, or STEADY.READ STRONG first\r\n"
+)
 EXEC_ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
 
 log = get_logger(__name__)
@@ -184,7 +198,7 @@ class ClientConnection(OpenRequests):
             if room <= 0:
                 break
             if self.is_plain and not self._parser.resuming and isinstance(buffer, bytes):
-                found: list[tuple[Command, bytes, int]] = []
+                found: list[Simple] = []
                 end = scan_simple(buffer, at, room, found, self.limits.request_bytes_max)
                 if found:
                     at = end - self._relay_simple(found)
@@ -207,7 +221,12 @@ class ClientConnection(OpenRequests):
             if arguments:
                 self.commands += 1
                 # An inline command is no frame that a node could be sent.
-                self._command(arguments, raw if raw[0] == 42 else encode.frame(arguments))
+                raw = raw if raw[0] == 42 else encode.frame(arguments)
+                if not self._command(arguments, raw):
+                    self.commands -= 1
+                    buffer, at = raw + bytes(buffer[at:]), 0
+                    size = len(buffer)
+                    break
         if self._is_collecting:
             self.end_pass()
         if at < size and not self.is_closed and growing is None:
@@ -220,29 +239,64 @@ class ClientConnection(OpenRequests):
                 unread.append(bytes(rest))
         self._unread_bytes = size - at
 
-    def _relay_simple(self, found: Sequence[tuple[Command, bytes, int]]) -> int:
+    def _relay_simple(self, found: Sequence[Simple]) -> int:
         """Queue plain requests where the routes table says; how many bytes of them were not taken in the end."""
         only_reads = True
-        for command, _, _ in found:
+        for command, _, _, _ in found:
             if not command.only_reads:
                 only_reads = False
                 break
+        if not only_reads and self.preserver.newest:
+            return self._relay_preserved(found)
+        return self._relay_found(found, only_reads)
+
+    def _relay_preserved(self, found: Sequence[Simple]) -> int:
+        """While a snapshot is open: those before the first write whose key is not preserved, which then is."""
+        kind = self._kinds[Lane.WRITE]
+        routes_of_slot = self.routes_of_slot
+        missing: dict[int, list[bytes]] = {}
+        first = len(found)
+        for place, (command, _, hash_slot, key) in enumerate(found):
+            if not command.only_reads:
+                route = routes_of_slot[hash_slot][kind]
+                if route.ready and key not in route.known:  # type: ignore[union-attr]  # as in ``_relay_found``
+                    missing.setdefault(hash_slot, []).append(key)
+                    first = min(first, place)
+        untaken = 0
+        taken = found[:first] if missing else found
+        if taken:
+            untaken = self._relay_found(taken, all(item[0].only_reads for item in taken))
+        if not missing:
+            return untaken
+        rest = found[first:]
+        if not untaken and not self.is_held:
+            refusal = self.take_preserve_refusal()
+            if refusal is None:
+                self.preserve(missing)
+            else:
+                self._reply(rest[0][0], refusal)
+                rest = rest[1:]
+        return untaken + sum(len(item[1]) for item in rest)
+
+    def _relay_found(self, found: Sequence[Simple], only_reads: bool) -> int:
+        if self.snapshot_id:
+            return self._relay_at_snapshot(found)
         if self.policy is not None:
             return self._relay_by_policy(self.policy, found, only_reads)
         if only_reads:
             self.exchange.reads.strong_total += len(found)
         elif len(found) > 1:
-            self.exchange.reads.strong_total += sum([command.only_reads for command, _, _ in found])
+            self.exchange.reads.strong_total += sum([item[0].only_reads for item in found])
         kind = self.choose_kind(only_reads)
         if kind is None:
             self.hold_until_drained()
-            return sum(len(raw) for _, raw, _ in found)
+            return sum(len(item[1]) for item in found)
         routes_of_slot = self.routes_of_slot
         slots = self.slots
         touched = self.hub.touched
         self.commands += len(found)
         self._last_command = found[-1][0]
-        for command, raw, hash_slot in found:
+        for command, raw, hash_slot, _ in found:
             route = routes_of_slot[hash_slot][kind]
             if route.ready:
                 slot = RequestSlot(self, command, raw, hash_slot)
@@ -260,31 +314,29 @@ class ClientConnection(OpenRequests):
                 return sum(len(item[1]) for item in found[taken:])
         return 0
 
-    def _relay_by_policy(
-        self, policy: ReadPolicy, found: Sequence[tuple[Command, bytes, int]], only_reads: bool
-    ) -> int:
+    def _relay_by_policy(self, policy: ReadPolicy, found: Sequence[Simple], only_reads: bool) -> int:
         """The same for a client whose reads may go to replicas."""
         if only_reads and (refusal := policy.take_refusal()) is not None:
-            for command, _, _ in found:
-                self._reply(command, refusal)
+            for item in found:
+                self._reply(item[0], refusal)
             return 0
         is_free = self.may_read_elsewhere(only_reads)
         kind = self.choose_kind(only_reads)
         if kind is None:
             self.hold_until_drained()
-            return sum(len(raw) for _, raw, _ in found)
+            return sum(len(item[1]) for item in found)
         reads = self.exchange.reads
         if not only_reads:
-            policy.note_write([hash_slot for command, _, hash_slot in found if not command.only_reads])
+            policy.note_write([item[2] for item in found if not item[0].only_reads])
         self.commands += len(found)
         self._last_command = found[-1][0]
         of_slot, slots, looks_at_keys = reads.of_slot, self.slots, policy.looks_at_keys
         asked = policy.asked
         session = policy.session if asked is not None and asked.is_session else None
-        for place, (command, raw, hash_slot) in enumerate(found):
+        for place, (command, raw, hash_slot, key) in enumerate(found):
             if command.only_reads:
                 if looks_at_keys:
-                    asked = policy.of_simple(raw)
+                    asked = policy.of_key(key)
                     session = policy.session if asked is not None and asked.is_session else None
                 is_suited = command.is_read_at_replicas
                 shard = of_slot[hash_slot] if is_free and is_suited else None
@@ -319,24 +371,31 @@ class ClientConnection(OpenRequests):
 
     # -- commands that need a look
 
-    def _command(self, arguments: list[bytes], raw: bytes) -> None:
+    def _command(self, arguments: list[bytes], raw: bytes) -> bool:
+        """Take one request; False when it was not taken, because what it writes has to be preserved first."""
         command = lookup(arguments)
         if command is None and arguments[0][:7].upper() == steady.PREFIX:
             self._steady(arguments)
-            return
+            return True
         if command is None and arguments[0].upper() in _HTTP_WORDS:
             log.warning("http_refused", client=self.id, address=self.peer_address)
             self.close("spoke HTTP")
-            return
+            return True
         if (closed := answers.gate(self, command)) is not None:
             self._reply(command or _QUIT, closed)
-            return
+            return True
         failure = refusal(command, arguments)
         if command is None or failure is not None:
             if self.transaction is not None:
                 self.transaction.failed = True
             self._reply(_QUIT, encode.error(failure or "ERR unknown command"))
-            return
+            return True
+        if self.preserver.newest and (held := self._hold_for_preserving(command, arguments)) is not None:
+            return held
+        self._dispatch(command, arguments, raw)
+        return True
+
+    def _dispatch(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
         name = command.name
         self._last_command = command
         if (
@@ -358,8 +417,111 @@ class ClientConnection(OpenRequests):
             self._subscribe(command, arguments)
         elif name in GATHERED:
             self._work(command, partial(GATHERED[name], self, arguments))
+        elif self.snapshot_id and _is_of_snapshot(command, arguments):
+            self._read_at_snapshot(command, arguments, raw)
         else:
             self._relay_keyed(command, arguments, raw)
+
+    def _hold_for_preserving(self, command: Command, arguments: list[bytes]) -> bool | None:
+        """While a snapshot is open: None when the command may go on, False when it waits, True when it is refused."""
+        missing = self.unpreserved(self._keys_to_preserve(command, arguments))
+        if not missing:
+            return None
+        refusal = self.take_preserve_refusal()
+        if refusal is None:
+            self.preserve(missing)
+            return False
+        if self.transaction is not None:
+            self.transaction = None
+            self._update_plain()
+        self._reply(command, refusal)
+        return True
+
+    def _keys_to_preserve(self, command: Command, arguments: list[bytes]) -> dict[int, list[bytes]]:
+        """The keys that are written by what this command sends at once, by hash slot."""
+        keys: list[bytes] = []
+        if self.transaction is not None:
+            if command.name != "EXEC" or self.transaction.failed or self.watch is not None:
+                return {}
+            keys = written_keys(self.transaction.queued)
+        elif command.has_keys and not command.only_reads and command.name not in answers.ANSWERED:
+            try:
+                if not blocks(command, arguments):  # else by its task
+                    keys = [arguments[position] for position in write_positions(command, arguments)]
+            except KeysError:
+                return {}  # who dispatches it says so
+        found: dict[int, list[bytes]] = {}
+        for key in keys:
+            found.setdefault(slot_of(key), []).append(key)
+        if len(found) > 1 and command.name not in SPLIT_RULES:
+            return {}  # refused, or sent slot by slot in a task
+        return found
+
+    # -- reads as of a snapshot
+
+    def snapshot_now(self) -> int | bytes:
+        """The id of the snapshot that this client's reads are of now; or the error reply that says why they are not."""
+        snapshots = self.exchange.snapshots
+        number = self.snapshot_id
+        if number == CURRENT:
+            current = snapshots.current()
+            if current is None:
+                return NO_SNAPSHOT
+            number = current
+        return snapshots.refusal(number) or number
+
+    def _relay_at_snapshot(self, found: Sequence[Simple]) -> int:
+        """``_relay_found`` for a client whose reads are of a snapshot; its writes are as any other's."""
+        for place, (command, raw, hash_slot, key) in enumerate(found):
+            self.commands += 1
+            self._last_command = command
+            if not command.only_reads:
+                self.relay(command, raw, hash_slot)
+            elif is_plain(command):
+                self._read_plain(command, raw, hash_slot, key)
+            else:
+                self._read_at_snapshot(command, decode(raw), raw)
+            if self.is_held:
+                return sum(len(item[1]) for item in found[place + 1 :])
+        return 0
+
+    def _read_plain(self, command: Command, raw: bytes, hash_slot: int, key: bytes) -> None:
+        number = self.snapshot_now()
+        if isinstance(number, bytes):
+            self._reply(command, number)
+            return
+        reads = self.exchange.snapshot_reads
+        reads.reads_total += 1
+        slot = SnapshotSlot(self, command, raw, hash_slot, key, number)
+        slot_count = len(self.slots)
+        self.slots.append(slot)
+        self._mute(slot_count)
+        connection = reads.connection_for(hash_slot, self._kinds[Lane.READ], number)
+        if connection is None:
+            slot.wait("its slot is moving, or its node has not shown yet that it has the snapshot's data")
+        else:
+            slot.send(self.exchange, connection)
+
+    def _read_at_snapshot(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+        if is_plain(command):
+            remember_simple(raw, 0, command, len(arguments))
+            self._read_plain(command, raw, slot_of(arguments[1]), arguments[1])
+        else:
+            self._work(command, partial(self._read_in_steps, command, arguments))
+
+    async def _read_in_steps(self, command: Command, arguments: Sequence[bytes]) -> bytes:
+        number = self.snapshot_now()
+        if isinstance(number, bytes):
+            return number
+        deadline = trio.current_time() + self.exchange.deadline_seconds
+        return await self.exchange.snapshot_reads.read_at(
+            number, command, arguments, resp=self.resp, deadline=deadline
+        )
+
+    async def _read_block(self, transaction: Transaction) -> bytes:
+        """A transaction that only reads, as of the snapshot: its commands all show the same moment anyway."""
+        replies = [await self._read_in_steps(item.command, decode(item.raw)) for item in transaction.queued]
+        return encode.array(replies)
 
     def _note_by_policy(self, command: Command, arguments: list[bytes]) -> bool:
         """Let the session know of what goes to owners; False when it is answered here, because it is refused."""
@@ -392,7 +554,8 @@ class ClientConnection(OpenRequests):
         if command.name in ("EVAL", "EVAL_RO"):
             self.exchange.scripts.remember(arguments[1])
         if blocks(command, arguments):
-            self._work(command, partial(self._block, command, raw, hash_slot), cancel_on_close=True)
+            writes = tuple(arguments[position] for position in write_positions(command, arguments))
+            self._work(command, partial(self._block, command, raw, hash_slot, writes), cancel_on_close=True)
             return
         if command.is_single_key_first and raw[0] == 42:
             remember_simple(raw, 0, command, len(arguments))
@@ -402,13 +565,13 @@ class ClientConnection(OpenRequests):
         self.relay(command, raw, hash_slot)
         self._mute(slot_count)
 
-    async def _block(self, command: Command, raw: bytes, hash_slot: int) -> bytes:
+    async def _block(self, command: Command, raw: bytes, hash_slot: int, writes: tuple[bytes, ...]) -> bytes:
         self.is_blocked = True
         self._unblocked_with = None
         try:
             with trio.CancelScope() as self._block_scope:
                 return await execute_blocking(
-                    self.exchange, raw, hash_slot, resp=self.resp, repeatable=command.is_readonly
+                    self.exchange, raw, hash_slot, writes, resp=self.resp, repeatable=command.is_readonly
                 )
         finally:
             self.is_blocked = False
@@ -485,6 +648,12 @@ class ClientConnection(OpenRequests):
     def choose_policy(self, session: Session | None = None) -> None:
         """Find out anew what reads get, from who chose what. ``session``: to go on with, if not the one there is."""
         choice = self.server.level_choice(self.read_level, self._listener_level)
+        usual = choice.usual
+        if usual.level is Level.SNAPSHOT:  # of all keys: a connection's reads are of one snapshot or of none
+            self.snapshot_id = CURRENT if usual.snapshot_id is None else usual.snapshot_id
+            self.policy = None
+            return
+        self.snapshot_id = 0
         if is_strong(choice):
             self.policy = None
             return
@@ -519,24 +688,42 @@ class ClientConnection(OpenRequests):
                     if (
                         self.has_reads_elsewhere
                     ):  # at another level, a read of the same key could overtake them
-                        self._work(_QUIT, partial(self._set_level, level))
+                        self._work(_QUIT, partial(self._set_level_later, level))
                     else:
-                        self.read_level = level
-                        self.choose_policy()
-                        self._reply(_QUIT, encode.OK)
+                        self._reply(_QUIT, self._set_level(level))
                 else:  # in a task, so that it comes after everything that is in flight
                     self._work(_QUIT, partial(self._begin_session, level, token))
             case steady.MakeToken():
                 self._work(_QUIT, self._make_token)
             case steady.Explain(read):
                 self._work(_QUIT, partial(self._explain, read))
+            case steady.OpenSnapshot():
+                operator = operator_of_client(self.name, self.peer_address)
+                self._work(_QUIT, partial(snapshots.open_, self.exchange.snapshots, asked, operator))
+            case steady.CloseSnapshot():
+                self._work(_QUIT, partial(self._close_snapshot, asked))
+            case steady.ListSnapshots() | steady.ShowSnapshot():
+                reply = snapshots.show(self.exchange.snapshots, asked, resp3=self.resp == 3)
+                self._reply(_QUIT, reply)
             case _:
                 assert_never(asked)
 
-    async def _set_level(self, level: ReadLevel | None) -> bytes:
+    def _set_level(self, level: ReadLevel | None) -> bytes:
+        if level is not None and level.level is Level.SNAPSHOT:
+            bound = snapshots.bound(self.exchange.snapshots, level)
+            if isinstance(bound, bytes):
+                return bound
+            level = bound
         self.read_level = level
         self.choose_policy()
         return encode.OK
+
+    async def _set_level_later(self, level: ReadLevel | None) -> bytes:
+        return self._set_level(level)
+
+    async def _close_snapshot(self, asked: steady.CloseSnapshot) -> bytes:
+        operator = operator_of_client(self.name, self.peer_address)
+        return await snapshots.close(self.exchange.snapshots, asked, operator, self.server.mode)
 
     async def _begin_session(self, level: ReadLevel | None, token: bytes | None) -> bytes:
         if token is None:
@@ -635,6 +822,12 @@ class ClientConnection(OpenRequests):
         elif refusal is not None and any(item.command.only_reads for item in transaction.queued):
             self._unwatch()
             self._reply(command, refusal)
+        elif self.snapshot_id and any(item.command.only_reads for item in transaction.queued):
+            self._unwatch()
+            if all(item.command.only_reads for item in transaction.queued):
+                self._work(command, partial(self._read_block, transaction))
+            else:
+                self._reply(command, MIXED_TRANSACTION)
         elif watched is not None:
             if hash_slots - {watched.hash_slot}:
                 self._unwatch()
@@ -838,6 +1031,8 @@ class ClientConnection(OpenRequests):
         if self.subscriptions is not None:
             self.subscriptions.close()
         self.slots.clear()
+        for slot in self._retrying:
+            slot.give_up()
         self._retrying.clear()
         self._growing = None
         self._unread.clear()
@@ -907,6 +1102,18 @@ class ClientConnection(OpenRequests):
             watched_keys=self.watched_keys,
             is_blocked=self.is_blocked,
         )
+
+
+def _is_of_snapshot(command: Command, arguments: Sequence[bytes]) -> bool:
+    """Whether this call only reads keys, so that a connection bound to a snapshot gets it as of that."""
+    if command.only_reads or command.name == "PFCOUNT":
+        return command.has_keys
+    if not command.has_keys or command.name in SCRIPT_COMMANDS:
+        return False
+    try:
+        return not write_positions(command, arguments)
+    except KeysError:
+        return False
 
 
 def _known(name: bytes) -> Command:

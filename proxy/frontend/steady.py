@@ -1,6 +1,7 @@
 """STEADY.*: the proxy's own commands, as a client sends them. Parsing only: ``client.py`` carries them out.
 
-STEADY.READ [AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | EVENTUAL]
+STEADY.READ [AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | SNAPSHOT id|CURRENT | EVENTUAL]
+STEADY.SNAPSHOT OPEN [NAME name] [TTL seconds] | CLOSE id | LIST | INFO id
 STEADY.TOKEN
 STEADY.EXPLAIN command arg...
 """
@@ -10,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proxy.snapshots.asked import checked_name, id_of_text, ttl_of_text
 from routing.levels import Level, ReadLevel
 from routing.names import key_text
 
 PREFIX = b"STEADY."
-USAGE = "STEADY.READ [AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | EVENTUAL]"
+LEVELS = "AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | SNAPSHOT id|CURRENT | EVENTUAL"
+USAGE = f"STEADY.READ [{LEVELS}]"
+SNAPSHOT_USAGE = "STEADY.SNAPSHOT OPEN [NAME name] [TTL seconds] | CLOSE id | LIST | INFO id"
 STALENESS_MS_MAX = 24 * 3600 * 1000
 
 
@@ -29,7 +33,10 @@ class AskLevel:
 
 @dataclass(frozen=True, slots=True)
 class SetLevel:
-    """From the next command on, reads get this level; None: auto. ``token``: of the session to go on with."""
+    """From the next command on, reads get this level; None: auto. ``token``: of the session to go on with.
+
+    A snapshot that is not named is the one that is current now, and stays it.
+    """
 
     level: ReadLevel | None
     token: bytes | None = None
@@ -47,7 +54,36 @@ class Explain:
     arguments: Sequence[bytes]
 
 
-Steady = AskLevel | SetLevel | MakeToken | Explain
+@dataclass(frozen=True, slots=True)
+class OpenSnapshot:
+    """A snapshot of now. ``ttl_seconds``: None: as the settings say; 0: until it is closed."""
+
+    name: str = ""
+    ttl_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSnapshot:
+    """No reads of it any more."""
+
+    snapshot_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListSnapshots:
+    """All that are known, the oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowSnapshot:
+    """One of them."""
+
+    snapshot_id: int
+
+
+Steady = (
+    AskLevel | SetLevel | MakeToken | Explain | OpenSnapshot | CloseSnapshot | ListSnapshots | ShowSnapshot
+)
 
 
 def parse(arguments: Sequence[bytes]) -> Steady:
@@ -63,10 +99,13 @@ def parse(arguments: Sequence[bytes]) -> Steady:
             if len(arguments) < 2:
                 raise SteadyError("ERR give STEADY.EXPLAIN the read to explain, as in STEADY.EXPLAIN GET key")
             return Explain(arguments[1:])
-        case b"STEADY.SNAPSHOT" | b"STEADY.PRIORITY" | b"STEADY.INFO" as name:
+        case b"STEADY.SNAPSHOT":
+            return _snapshot(arguments[1:])
+        case b"STEADY.PRIORITY" | b"STEADY.INFO" as name:
             raise SteadyError(f"ERR {name.decode()} is not part of this version")
     raise SteadyError(
-        f"ERR unknown command '{key_text(arguments[0][:64])}'; there are STEADY.READ, STEADY.TOKEN and STEADY.EXPLAIN"
+        f"ERR unknown command '{key_text(arguments[0][:64])}'; "
+        "there are STEADY.READ, STEADY.SNAPSHOT, STEADY.TOKEN and STEADY.EXPLAIN"
     )
 
 
@@ -75,7 +114,10 @@ def _read(words: Sequence[bytes]) -> Steady:
         return AskLevel()
     name, rest = words[0].upper(), words[1:]
     if name == b"SNAPSHOT":
-        raise SteadyError("ERR snapshot reads are not part of this version; " + USAGE)
+        if len(rest) != 1:
+            raise SteadyError("ERR give the snapshot, as in STEADY.READ SNAPSHOT CURRENT, or its id")
+        snapshot_id = None if rest[0].upper() == b"CURRENT" else _id(rest[0])
+        return SetLevel(ReadLevel(Level.SNAPSHOT, snapshot_id=snapshot_id))
     if name == b"BOUNDED_STALENESS":
         if len(rest) != 1:
             raise SteadyError("ERR give the bound in milliseconds, as in STEADY.READ BOUNDED_STALENESS 500")
@@ -100,3 +142,51 @@ def _bound(text: bytes) -> int:
     raise SteadyError(
         f"ERR the bound is a whole number of milliseconds from 1 to {STALENESS_MS_MAX}, not '{key_text(text[:64])}'"
     )
+
+
+def _snapshot(words: Sequence[bytes]) -> Steady:
+    name, rest = (words[0].upper() if words else b""), words[1:]
+    if name == b"OPEN":
+        return _open(rest)
+    if name == b"LIST":
+        if rest:
+            raise SteadyError(f"ERR STEADY.SNAPSHOT LIST takes nothing more; {SNAPSHOT_USAGE}")
+        return ListSnapshots()
+    if name in (b"CLOSE", b"INFO"):
+        if len(rest) != 1:
+            raise SteadyError(f"ERR STEADY.SNAPSHOT {name.decode()} takes the id of one snapshot")
+        return CloseSnapshot(_id(rest[0])) if name == b"CLOSE" else ShowSnapshot(_id(rest[0]))
+    if not name:
+        raise SteadyError(f"ERR say what to do: {SNAPSHOT_USAGE}")
+    raise SteadyError(f"ERR unknown subcommand '{key_text(words[0][:64])}'; {SNAPSHOT_USAGE}")
+
+
+def _open(words: Sequence[bytes]) -> OpenSnapshot:
+    given: dict[bytes, bytes] = {}
+    for place in range(0, len(words), 2):
+        option = words[place].upper()
+        if option not in (b"NAME", b"TTL"):
+            raise SteadyError(
+                f"ERR STEADY.SNAPSHOT OPEN takes NAME and TTL, not '{key_text(words[place][:64])}'; {SNAPSHOT_USAGE}"
+            )
+        if option in given:
+            raise SteadyError(f"ERR give {option.decode()} once")
+        if place + 1 == len(words):
+            raise SteadyError(f"ERR give a value after {option.decode()}; {SNAPSHOT_USAGE}")
+        given[option] = words[place + 1]
+    try:
+        name = checked_name(given.get(b"NAME", b"").decode())
+        ttl_seconds = ttl_of_text(given[b"TTL"].decode("ascii", "replace")) if b"TTL" in given else None
+    except UnicodeDecodeError:
+        raise SteadyError("ERR a snapshot's name is a text in UTF-8") from None
+    except ValueError as problem:
+        raise SteadyError(f"ERR {problem}") from None
+    return OpenSnapshot(name, ttl_seconds)
+
+
+def _id(text: bytes) -> int:
+    """Of a snapshot. Raises SteadyError."""
+    try:
+        return id_of_text(text.decode("ascii", "replace"))
+    except ValueError as problem:
+        raise SteadyError(f"ERR {problem}, not '{key_text(text[:64])}'") from None

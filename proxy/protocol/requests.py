@@ -46,10 +46,11 @@ class ProtocolError(Exception):
     """The client's bytes are not RESP. The text is Redis's own; the connection cannot go on."""
 
 
-def scan_simple(
-    buffer: bytes, at: int, count_max: int, found: list[tuple[Command, bytes, int]], value_bytes_max: int
-) -> int:
-    """Append (command, raw frame, slot) to ``found`` for each plain single-key request from ``at`` on.
+Simple = tuple[Command, bytes, int, bytes]  # a plain single-key request: command, raw frame, hash slot, key
+
+
+def scan_simple(buffer: bytes, at: int, count_max: int, found: list[Simple], value_bytes_max: int) -> int:
+    """Append (command, raw frame, slot, key) to ``found`` for each plain single-key request from ``at`` on.
 
     Stops before the first frame that is incomplete, not simple or not canonical, or after ``count_max``
     requests, and returns the offset it stopped at. Never raises: what it cannot take, RequestParser judges.
@@ -91,7 +92,7 @@ def scan_simple(
             if buffer[end - 2 : end] != b"\r\n":  # not here yet, or something else
                 return at
             remaining -= 1
-        found.append((command, buffer[at:end], slot_of(key)))
+        found.append((command, buffer[at:end], slot_of(key), key))
         at = end
         count_max -= 1
     return at
@@ -115,6 +116,14 @@ def key_of_simple(raw: bytes) -> bytes:
     line = raw.find(b"\r\n$", 5) + 3
     end = raw.find(b"\r\n", line)
     return raw[end + 2 : end + 2 + int(raw[line:end])]
+
+
+def with_key(raw: bytes, key: bytes) -> bytes:
+    """The same frame with another key; ``raw`` is one that ``scan_simple`` took."""
+    line = raw.find(b"\r\n$", 5) + 3
+    end = raw.find(b"\r\n", line)
+    after = end + 2 + int(raw[line:end])
+    return b"%b%d\r\n%b%b" % (raw[:line], len(key), key, raw[after:])
 
 
 def parse_length(digits: bytes) -> int:

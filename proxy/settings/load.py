@@ -36,6 +36,7 @@ from proxy.settings.schema import (
     table_of,
     variable_of,
 )
+from proxy.settings.snapshots import snapshot_faults
 from proxy.settings.values import EVENT_VARIABLES, Settings
 from routing.topology import Address
 
@@ -408,7 +409,11 @@ class _Loading:
                 SECRET_SHOWN,
                 "give printable ASCII without spaces, as HTTP headers carry it",
             )
-        for fault in [*hook_faults(settings.hooks), *read_faults(settings)]:
+        for fault in [
+            *hook_faults(settings.hooks),
+            *read_faults(settings),
+            *snapshot_faults(settings.snapshots),
+        ]:
             value = SECRET_SHOWN if fault.value is None else _shown(fault.value)
             self._complain_together(fault.path, value, fault.message, also=fault.also)
         taken: dict[Address, Path] = {}

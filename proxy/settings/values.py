@@ -39,11 +39,16 @@ class CrossSlotTransactions(Enum):
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DAY_SECONDS = 86_400.0
+SNAPSHOT_SECONDS_MAX = 365 * DAY_SECONDS  # of a TTL
 DEFAULT_LISTENER_ADDRESS = Address("127.0.0.1", 7379)
 DEFAULT_ADMIN_ADDRESS = Address("127.0.0.1", 7380)
 DEFAULT_SEEDS = (Address("127.0.0.1", 7600),)
-OFFERED_LEVELS = tuple(level.value for level in Level if level is not Level.SNAPSHOT)
-SNAPSHOT_NOT_OFFERED = (Level.SNAPSHOT.value, "snapshot reads are not part of this version")
+OFFERED_LEVELS = tuple(level.value for level in Level)
+RULE_LEVELS = tuple(level for level in OFFERED_LEVELS if level != Level.SNAPSHOT.value)
+NO_SNAPSHOT_BY_RULE = (
+    Level.SNAPSHOT.value,
+    "a connection's reads are of one snapshot or of none, so a listener or the routing mode gives it, and no rule",
+)
 EVENT_VARIABLES = (
     "STEADYREAD_EVENT_KIND",
     "STEADYREAD_EVENT_NUMBER",
@@ -74,9 +79,9 @@ class ListenerSettings:
         str,
         Says(
             "The consistency level of reads that come here, where neither their connection nor a rule for their "
-            'key names one. "auto" means that the routing mode decides.',
+            'key names one. "auto" means that the routing mode decides. "snapshot" is the current one at each read, '
+            "and holds for keys that a rule names too.",
             choices=(AUTO, *OFFERED_LEVELS),
-            not_offered=(SNAPSHOT_NOT_OFFERED,),
         ),
     ] = AUTO
     max_staleness_seconds: Annotated[
@@ -254,9 +259,9 @@ class ReadRuleSettings:
     level: Annotated[
         str,
         Says(
-            f"The level of reads of these keys: {', '.join(OFFERED_LEVELS)}.",
-            choices=OFFERED_LEVELS,
-            not_offered=(SNAPSHOT_NOT_OFFERED,),
+            f"The level of reads of these keys: {', '.join(RULE_LEVELS)}.",
+            choices=RULE_LEVELS,
+            not_offered=(NO_SNAPSHOT_BY_RULE,),
             is_live=True,
         ),
     ] = ""
@@ -420,10 +425,16 @@ class SnapshotSettings:
         Says(
             "A snapshot opened without a TTL is closed after this time. 0 means that it stays until it is closed.",
             at_least=0,
+            at_most=SNAPSHOT_SECONDS_MAX,
         ),
     ] = 3600.0
     age_seconds_max: Annotated[
-        float, Says("A snapshot older than this is over its budget. 0 means no limit.", at_least=0)
+        float,
+        Says(
+            "A snapshot older than this is over its budget. 0 means no limit.",
+            at_least=0,
+            at_most=SNAPSHOT_SECONDS_MAX,
+        ),
     ] = 86400.0
     preserved_bytes_max: Annotated[
         int,

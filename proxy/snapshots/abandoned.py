@@ -68,11 +68,7 @@ async def kill_abandoned(
         ids = {entry.client_id for entry in entries}
 
         def is_meant(client: ListedClient) -> bool:
-            return (
-                client.name == name
-                and (ALL in ids or client.id in ids)
-                and not abandoned.is_open(address, client.id)
-            )
+            return client.name == name and (ALL in ids or client.id in ids)
 
         question = CLIENT_LIST if ALL in ids else command("CLIENT", "LIST", "ID", *sorted(ids))
         found, problem = await _clients(ask, address, question, is_meant)

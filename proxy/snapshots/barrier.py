@@ -51,12 +51,13 @@ class Barrier:
     def __init__(self, preserver: Preserver, writers: Writers) -> None:
         self._preserver = preserver
         self._owing: list[NodeConnection] = []
-        self._blocked = dict(writers.blocked)
+        self._blocked = {connection: waiting for connection, waiting in writers.blocked.items() if waiting[1]}
+        not_waited_for = set(writers.blocked)
         gates: dict[int, Gate] = {}
         for connection in writers.shared():
             connection.known.clear()
         for connection in [*writers.shared(), *writers.private()]:
-            if connection.owed and connection not in self._blocked:
+            if connection.owed and not connection.only_reads and connection not in not_waited_for:
                 self._owing.append(connection)
                 for slot in connection.owed:
                     if slot.hash_slot >= 0:

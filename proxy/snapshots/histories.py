@@ -1,8 +1,8 @@
 """Which nodes may be believed about which snapshots: the floors, and what was judged of each connection.
 
-A primary is asked for its replication history (INFO replication) once a second while a snapshot's data is kept, whenever
-the view changes, and on each connection before the first snapshot read of a turn. ``routing.snapshot_floors`` judges the
-answers; what is not proven ends the snapshot.
+A primary is asked for its replication history (INFO replication) once a second while a snapshot's data is kept,
+whenever the view changes, and on each connection before the first snapshot read of a turn. ``routing.snapshot_floors``
+judges the answers; what is not proven ends the snapshot.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Connections(Protocol):
 
 
 class HistoryGuard(Slot):
-    """Asks for the history in front of reads: another one than was judged ends the connection, and the reads with it."""
+    """Asks for the history in front of reads: another one than was judged ends the connection, and them with it."""
 
     __slots__ = ("hash_slot", "raw", "requester")
 
@@ -137,10 +137,10 @@ class Histories:
 
     # -- judging
 
-    def guard(self, connection: NodeConnection, turn: int) -> None:
-        """Queue the question in front of what is queued next, once a turn."""
-        if connection.guarded_turn != turn:
-            connection.guarded_turn = turn
+    def guard(self, connection: NodeConnection, step: int) -> None:
+        """Queue the question in front of what is queued next, once in each of the hub's steps; -1: in any case."""
+        if connection.guarded_step != step or step < 0:
+            connection.guarded_step = step
             connection.queue(HistoryGuard())
 
     async def judge(self, connection: NodeConnection, deadline: float) -> bool:

@@ -9,7 +9,7 @@ to be preserved anew), the connection may end, or the slot may go elsewhere. Not
 
 Gates. From a cut until all that was sent before it is answered, a preserve must not run before a write that was sent
 before the cut: the snapshot would show that write's other keys, and of this one the value from before. On the
-connection on which that write went, the node's own order sees to it; on any other, the preserve waits at the slot's gate.
+connection on which that write went the node's own order sees to it; on any other the preserve waits at the gate.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class Preserver:
         self.released = trio.Event()
         self.costs: dict[int, Costs] = {}
         self.on_failure: PreserveFailureHandler | None = None
-        self.on_split: Callable[[int], None] = lambda hash_slot: None  # a marker was set in a slot that is split
+        self.on_split: Callable[[int], None] = lambda hash_slot: (
+            None
+        )  # a marker was set in a slot that is split
         self.ways: Ways
 
     # -- the hot path

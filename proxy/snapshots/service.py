@@ -4,8 +4,8 @@
     close   closing -> readers done -> closed -> swept
     abort   at once here, then in the store
 
-``proxy.snapshots.book`` has the records, and tells of each change, own or others', in one synchronous call, ``_on_record``:
-that is where a cut happens. docs/decisions/0009-snapshots.md is the protocol.
+``proxy.snapshots.book`` has the records, and tells of each change, own or others', in one synchronous call,
+``_on_record``: that is where a cut happens. docs/decisions/0009-snapshots.md is the protocol.
 
 Why the cut is where the commit's return is seen, and not before: until then no write has been preserved, and if the
 commit failed nobody need know. Why that is not too late: what is sent before belongs before the cut.
@@ -14,15 +14,17 @@ commit failed nobody need know. Why that is not too late: what is sent before be
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from math import inf
 
 import trio
 
 from proxy.log import get_logger
 from proxy.metrics import Sample as MetricSample
-from proxy.protocol.encode import error, frame
+from proxy.protocol.encode import error
 from proxy.settings import OnBudget, OnPreserveFailure, SnapshotSettings
 from proxy.snapshots.abandoned import kill_abandoned, kill_strangers
 from proxy.snapshots.barrier import PING, Barrier, CutFailedError
@@ -31,27 +33,27 @@ from proxy.snapshots.bypass import BypassWatch
 from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
 from proxy.snapshots.links import Links
-from proxy.snapshots.members import Members
-from proxy.snapshots.metrics import snapshot_samples
+from proxy.snapshots.members import Members, Phase
 from proxy.snapshots.preserve import Preserver, Ways
-from proxy.snapshots.room import refusals
-from proxy.snapshots.sweep import Sweeper
+from proxy.snapshots.room import INFO_MEMORY, refusals
+from proxy.snapshots.sweep import Sweeper, SweepPace
 from proxy.store.interface import StoreError, TopologyStore
 from proxy.topology.audit import Operator
 from proxy.topology.service import Topology
 from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ConnectionLostError
-from routing.snapshot import Chain, SnapshotRecord, SnapshotState, chain_of
+from routing.snapshot import Chain, Floor, SnapshotRecord, SnapshotState, chain_of
 from routing.snapshot_floors import ShardFloor, retaken
 from routing.topology import Address
 
-INFO_MEMORY = frame([b"INFO", b"memory"])
 BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
 ATTEMPT_PAUSE_SECONDS = 0.02
 ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
-PROXY = Operator("steadyread", "proxy", "")
+RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
+SETTLE_SECONDS = 10.0  # after which no write is on its way any more that went by a former chain
 
 log = get_logger(__name__)
 
@@ -73,8 +75,10 @@ class Snapshots:
         self.settings = settings
         self.preserver = Preserver(settings)
         self.histories = Histories(topology, links, self._on_unproven, self._on_floors)
-        self.book = Book(store, proxy_id, settings.open_max, now)
-        self.members = Members(store, proxy_id, settings.member_ttl_seconds)
+        self.book = Book(store, proxy_id, now)
+        self.members = Members(
+            store, proxy_id, settings.member_ttl_seconds, read_records=self._read_records, now=now
+        )
         self.cuts = 0  # on this proxy
         self.aborted_total = 0
         self._serving: dict[int, SnapshotRecord] = {}
@@ -88,10 +92,11 @@ class Snapshots:
         self._opening = trio.Lock()
         self._cut_pending = False
         self._cut_done = trio.Event()
-        self._multis = 0  # writes to several nodes that are not wholly sent
+        self._multis: set[object] = set()  # writes in parts, of which some may have run and others not
         self._multis_ended = trio.Event()
         self._spoiled: str | None = None
         self._barrier: Barrier | None = None
+        self._others_cut_too = False  # in the opening of this proxy's
         self._barrier_seconds: dict[int, float] = {}
         self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
         self._closing_since: dict[int, float] = {}  # Trio time
@@ -99,11 +104,27 @@ class Snapshots:
         self._has_work = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._problem = ""
-        self._wrote_blindly = False  # the store could not be read before the first write
-        self.bypass = BypassWatch(self._ask, self._primaries, self._known_members)
-        self.sweeper = Sweeper(
-            settings, topology, self._is_sweepable, lambda: bool(self.bypass.strangers())
+        self._is_blind = False  # this proxy may have written past what others have cut
+        self._began_at = now()
+        self.bypass = BypassWatch(
+            self._ask,
+            self._primaries,
+            self._known_members,
+            proxy_id,
+            settings.bypass_interval_seconds,
+            self._open_since,
+            now=now,
         )
+        self.sweeper = Sweeper(
+            self._ask,
+            self._execute,
+            topology,
+            SweepPace(settings.sweep_pause_seconds, settings.sweep_interval_seconds, SETTLE_SECONDS),
+            chain=lambda: self.chain,
+            sweepable=self._is_sweepable,
+            strangers=self.bypass.find_strangers,
+        )
+        self.members.on_detached = self._on_detached
         self.book.on_change = self._on_record
         self.preserver.on_failure = self._on_preserve_failure
         self.preserver.on_split = self.histories.mark_unsettled
@@ -111,7 +132,6 @@ class Snapshots:
     def attach(self, ways: Ways) -> None:
         """The exchange is there."""
         self.preserver.ways = ways
-        self.sweeper.attach(ways)
 
     # -- for the data plane: synchronous
 
@@ -142,21 +162,28 @@ class Snapshots:
 
     def may_have_keys(self) -> bool:
         """Whether internal keys may stand in the cluster."""
-        return bool(self.chain.ids) or self.sweeper.may_have_keys
+        return self.sweeper.may_have_keys
 
     @asynccontextmanager
-    async def begin_multi(self) -> AsyncIterator[None]:
-        """Around a write that goes to several nodes in steps: no cut comes between its parts."""
-        while self._cut_pending:
+    async def begin_multi(self, write: object) -> AsyncIterator[None]:
+        """Around a write that goes out in several steps: no cut comes between them."""
+        while self._cut_pending and write not in self._multis:
             await self._cut_done.wait()
-        self._multis += 1
+        self.add_multi(write)
         try:
             yield
         finally:
-            self._multis -= 1
-            if not self._multis:
-                self._multis_ended.set()
-                self._multis_ended = trio.Event()
+            self.end_multi(write)
+
+    def add_multi(self, write: object) -> None:
+        """Of this write some parts may have run and others not. It is to be ended by ``end_multi``."""
+        self._multis.add(write)
+
+    def end_multi(self, write: object) -> None:
+        self._multis.discard(write)
+        if not self._multis:
+            self._multis_ended.set()
+            self._multis_ended = trio.Event()
 
     def spoil(self, cuts: int, reason: str) -> None:
         """Part of a write that was begun after ``cuts`` cuts is sent again: it may stand on both sides of a cut."""
@@ -173,8 +200,10 @@ class Snapshots:
         with trio.move_on_at(deadline):
             async with self._opening:
                 if not self.members.is_attached():
-                    raise SnapshotError("NOTREADY this proxy has lost touch with the topology store; try again")
-                await self._refuse_without_room(deadline)
+                    raise SnapshotError(
+                        "NOTREADY this proxy has lost touch with the topology store; try again"
+                    )
+                await self._refuse_without_room()
                 while trio.current_time() < deadline:
                     try:
                         return await self._attempt(name, ttl, operator, deadline)
@@ -194,7 +223,9 @@ class Snapshots:
         """Close a snapshot. Raises SnapshotError."""
         record = self.book.records.get(snapshot_id)
         if record is None:
-            raise SnapshotError(f"ERR there is no snapshot {snapshot_id}; STEADY.SNAPSHOT LIST shows what there is")
+            raise SnapshotError(
+                f"ERR there is no snapshot {snapshot_id}; STEADY.SNAPSHOT LIST shows what there is"
+            )
         if record.state not in (SnapshotState.SERVING, SnapshotState.CLOSING):
             raise SnapshotError(f"ERR snapshot {snapshot_id} is {record.state.value} and cannot be closed")
         try:
@@ -217,78 +248,80 @@ class Snapshots:
     def problems(self) -> list[str]:
         """What an operator should know, one sentence each."""
         found = [self._problem] if self._problem else []
-        return [*found, *self.book.problems(), *self.bypass.warnings(), *self.sweeper.problems()]
+        if self._is_blind:
+            found.append("this proxy has lost touch with the topology store: it serves no snapshot")
+        return [
+            *found,
+            *self.book.problems(),
+            *self.members.problems(),
+            *self.bypass.warnings(),
+            *self.bypass.problems(),
+            *self.sweeper.problems(),
+        ]
 
     def samples(self) -> Iterator[MetricSample]:
-        yield from snapshot_samples(self.facts())
+        yield from self.sweeper.samples()
+        yield from self.bypass.samples()
 
     # -- running
 
     async def recover(self, seconds: float) -> None:
-        """Learn of the open snapshots, before a first write. Gives up on the store after ``seconds``; see ``run``."""
+        """Learn of the open snapshots, before a first write. Gives up on the store after ``seconds``.
+
+        Traffic does not wait for the store: what is open then may be written past by this proxy, and ends when this
+        proxy sees it.
+        """
+        failure = "it does not answer"
         with trio.move_on_after(seconds):
             while True:
                 try:
-                    await self._join()
+                    await self.members.join()
                     return
                 except StoreError as failed:
-                    self._problem = f"snapshots: the topology store cannot be read: {failed}"
-                    await trio.sleep(0.1)
-        # Traffic does not wait for the store. Whatever is open was written past by this proxy, so it ends when it is seen.
-        self._wrote_blindly = True
-        log.warning("snapshots_unknown", problem=self._problem)
+                    failure = str(failed)
+                    await trio.sleep(RETRY_SECONDS)
+        self._is_blind = True
+        log.warning("snapshots_unknown", reason=failure)
 
     async def run(self) -> None:
         """Look after the snapshots until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            while self._wrote_blindly:
-                try:
-                    await self._join()
-                    for record in list(self.book.records.values()):
-                        if record.is_open:
-                            self._abort([record.id], "a proxy wrote before it could read of it in the topology store")
-                    self._wrote_blindly = False
-                except StoreError as failed:
-                    self._problem = f"snapshots: the topology store cannot be read: {failed}"
-                    await trio.sleep(0.1)
-            self._problem = ""
             nursery.start_soon(self.book.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self.histories.run)
             nursery.start_soon(self.sweeper.run)
-            nursery.start_soon(self._watch_bypass)
+            nursery.start_soon(self.bypass.run)
             while True:
                 with trio.move_on_after(BEAT_SECONDS):
                     await self._has_work.wait()
                 self._has_work = trio.Event()
                 await self._beat()
 
-    async def _join(self) -> None:
-        await self.members.join()
+    async def _read_records(self) -> None:
+        """This proxy has joined, and counts as a member when it has read what there is."""
         await self.book.load()
-        known = list(self.book.records.values())
-        for record in sorted(known, key=lambda record: record.id):
-            if record.is_open:
-                self._on_record(None, record)
         others = await self.members.fresh_others()
-        for record in known:
-            if record.state is SnapshotState.OPENING:
-                why = "a proxy joined" if record.owner in others else "the proxy that opened it ended"
-                self._abort([record.id], why)
-        self._problem = ""
+        await self.book.abort_orphans(others)
+        for record in list(self.book.records.values()):
+            if record.state is SnapshotState.OPENING and record.owner != self._proxy_id:
+                # Its opener does not wait for this proxy, and cannot know what this proxy has in flight.
+                await self.book.move(record.id, SnapshotState.ABORTED, reason="a proxy joined meanwhile")
+        self._is_blind = False
+
+    def _on_detached(self) -> None:
+        self._is_blind = True
+        self._end_barrier()  # whoever cuts does not count on this proxy any more
 
     # -- opening
 
-    async def _attempt(
-        self, name: str, ttl: float, operator: Operator, deadline: float
-    ) -> SnapshotRecord:
+    async def _attempt(self, name: str, ttl: float, operator: Operator, deadline: float) -> SnapshotRecord:
         expires_at = self._now() + ttl if ttl else None
-        record = await self.book.allocate(name, expires_at, operator)
+        record = await self.book.allocate(name, expires_at, operator, open_max=self.settings.open_max)
         number = record.id
         try:
             async with self._attention(number) as others:
-                await self._kill_leftovers()
+                had_strangers = await self._kill_leftovers()
                 abandoned_before = self._abandoned.added_total
                 await self._cut(number, others)
                 began = trio.current_time()
@@ -296,20 +329,25 @@ class Snapshots:
                 assert barrier is not None
                 await barrier.drain(min(deadline, began + self.settings.drain_seconds))
                 if missing := await self.members.wait_acks(
-                    number, "cut", others, trio.current_time() + self.settings.hold_seconds
+                    number, Phase.CUT, others, trio.current_time() + self.settings.hold_seconds
                 ):
                     raise CutFailedError(f"{', '.join(sorted(missing))} did not cut in time")
                 floors = await self._take_floors(began + self.settings.drain_seconds)
+                if had_strangers and await self._kill_strangers():
+                    raise CutFailedError(
+                        "a proxy that shares no topology store with this one writes to the cluster"
+                    )
                 if self._spoiled is not None:
                     raise CutFailedError(self._spoiled)
                 if self._abandoned.added_total != abandoned_before:
                     raise CutFailedError("a connection with writes from before the cut was lost")
+                if not self.members.is_attached():
+                    raise CutFailedError("this proxy has lost touch with the topology store")
                 self.histories.begin(number, floors)
+                recorded, epoch = self.histories.recorded(number), self._topology.view.epoch
                 served = await self.book.move(
                     number,
-                    SnapshotState.SERVING,
-                    epoch=self._topology.view.epoch,
-                    floors=self.histories.recorded(number),
+                    lambda cut: replace(cut.moved_to(SnapshotState.SERVING), floors=recorded, epoch=epoch),
                 )
                 self._barrier_seconds[number] = trio.current_time() - began
                 log.info("snapshot_opened", id=number, seconds=round(trio.current_time() - began, 6))
@@ -331,22 +369,26 @@ class Snapshots:
             return
         with self._store.attentive():
             missing = await self.members.wait_acks(
-                number, "attentive", others, trio.current_time() + ATTENTIVE_SECONDS
+                number, Phase.ATTENTIVE, others, trio.current_time() + ATTENTIVE_SECONDS
             )
             if missing:
                 raise CutFailedError(f"{', '.join(sorted(missing))} did not notice the opening in time")
             yield others
 
-    async def _kill_leftovers(self) -> None:
-        """What abandoned connections still hold is done or gone afterwards, and a predecessor's too."""
+    async def _kill_leftovers(self) -> bool:
+        """What abandoned connections still hold is done or gone afterwards. Whether there were strangers', too."""
         serving = set(self._primaries())
-        failures = await kill_abandoned(self._abandoned, self._ask, serving.__contains__)
+        failures = await kill_abandoned(self._abandoned, self._ask, serving.__contains__, self._proxy_id)
         if failures:
             raise CutFailedError(failures[0])
-        try:
-            await kill_strangers(self._ask, self._primaries(), self._known_members(), self._proxy_id)
-        except (ConnectionLostError, OSError) as lost:
-            raise CutFailedError(str(lost)) from lost
+        return await self._kill_strangers()
+
+    async def _kill_strangers(self) -> bool:
+        """End what proxies have open that are no members. Whether there was any."""
+        strangers = await kill_strangers(self._ask, self._primaries(), self._known_members(), self._proxy_id)
+        if strangers.problems:
+            raise CutFailedError(strangers.problems[0])
+        return bool(strangers.found)
 
     async def _cut(self, number: int, others: set[str]) -> None:
         """Wait for a moment at which no write is between its parts, and cut there."""
@@ -357,9 +399,10 @@ class Snapshots:
                     await self._multis_ended.wait()
             if self._multis:
                 raise CutFailedError("writes over several slots are being retried")
-            self._spoiled = None
             self._others_cut_too = bool(others)
-            await self.book.move(number, None, is_cut=True)  # the cut: see _on_record
+            await self.book.move(
+                number, lambda record: replace(record, is_cut=True)
+            )  # the cut: see _on_record
         finally:
             self._cut_pending = False
             self._cut_done.set()
@@ -377,9 +420,7 @@ class Snapshots:
         floors: dict[bytes, ShardFloor] = {}
         for index, shard in enumerate(view.shards):
             sample = samples[shard.primary.address]
-            slots = [
-                slot for first, last in view.slot_ranges_of(index) for slot in range(first, last + 1)
-            ]
+            slots = [slot for first, last in view.slot_ranges_of(index) for slot in range(first, last + 1)]
             floor = retaken(sample, slots, shard.primary.config_epoch)
             is_importing = any(migration.target_id == shard.primary.id for migration in view.migrations)
             floors[sample.point.replid] = floor.seen(
@@ -387,7 +428,7 @@ class Snapshots:
             )
         return floors
 
-    async def _refuse_without_room(self, deadline: float) -> None:
+    async def _refuse_without_room(self) -> None:
         replies: dict[Address, bytes] = {}
         for address in self._primaries():
             try:
@@ -415,9 +456,10 @@ class Snapshots:
         self._adopt_chain()
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
+            self._spoiled = None
             self._barrier = Barrier(self.preserver, self._links)
             is_own = new.owner == self._proxy_id
-            if is_own and self._multis:  # begun between the look and now
+            if self._multis:
                 self._spoiled = "writes over several slots were being retried"
             self.preserver.is_held = not is_own or self._others_cut_too
             if not is_own:
@@ -426,6 +468,8 @@ class Snapshots:
             self._start(self._attend, new)
         elif is_cut_now:
             self._clear_known()  # it was cut before this proxy knew
+        if self._is_blind and is_cut_now and new.is_open and new.owner != self._proxy_id:
+            self._abort([number], f"{self._proxy_id} wrote without knowing of it")
         if new.state is SnapshotState.SERVING and number not in self._ended:
             if number not in self.histories.floors:
                 self.histories.begin(number, restored(new.floors))
@@ -443,7 +487,6 @@ class Snapshots:
                 self._ended[number] = new.reason
         if new.state is not SnapshotState.OPENING and self.preserver.is_held and new.owner != self._proxy_id:
             self._end_barrier()
-        self.sweeper.wake()
         self._has_work.set()
 
     def _adopt_chain(self) -> None:
@@ -453,6 +496,8 @@ class Snapshots:
         newest_before = self.preserver.newest
         self.preserver.chain = chain
         self.preserver.newest = chain.newest
+        self.sweeper.chain_changed()
+        self.bypass.chain_changed()
         if chain.newest != newest_before:
             self._clear_known()
 
@@ -463,7 +508,7 @@ class Snapshots:
     async def _attend(self, record: SnapshotRecord) -> None:
         """Another proxy opens: look every few milliseconds until that is over."""
         with self._store.attentive():
-            await self.members.acknowledge(record.id, "attentive")
+            await self.members.acknowledge(record.id, Phase.ATTENTIVE)
             while (now := self.book.records.get(record.id)) is not None:
                 if now.state is not SnapshotState.OPENING:
                     break
@@ -476,9 +521,9 @@ class Snapshots:
         try:
             await self._kill_leftovers()
             await barrier.drain(trio.current_time() + self.settings.hold_seconds)
-            if self._spoiled is not None or self._multis:
-                raise CutFailedError(self._spoiled or "writes over several slots are being retried")
-            await self.members.acknowledge(record.id, "cut")
+            if self._spoiled is not None:
+                raise CutFailedError(self._spoiled)
+            await self.members.acknowledge(record.id, Phase.CUT)
             with trio.move_on_after(self.settings.hold_seconds):
                 while self.preserver.is_held:
                     await self.preserver.released.wait()
@@ -491,7 +536,7 @@ class Snapshots:
         """Another proxy waits for this one's readers before it lets the snapshot's data be swept."""
         await self._drain_readers()
         try:
-            await self.members.acknowledge(number, "done")
+            await self.members.acknowledge(number, Phase.DONE)
         except StoreError as failed:
             log.warning("snapshot_not_acknowledged", id=number, error=failed)
 
@@ -501,7 +546,7 @@ class Snapshots:
         await self._drain_readers()
         others = set(await self.members.fresh_others())
         deadline = trio.current_time() + self.settings.member_ttl_seconds * 2
-        if missing := await self.members.wait_acks(number, "done", others, deadline):
+        if missing := await self.members.wait_acks(number, Phase.DONE, others, deadline):
             # Their leases are over, or they would have been renewed by now: they refuse reads themselves.
             log.warning("snapshot_closed_without", id=number, members=sorted(missing))
         return await self.book.move(number, SnapshotState.CLOSED)
@@ -559,8 +604,10 @@ class Snapshots:
             others = set(await self.members.fresh_others())
             deadline = trio.current_time() + self.settings.member_ttl_seconds
             for number in numbers:
-                if missing := await self.members.wait_acks(number, "done", others, deadline):
-                    return error(f"NOTREADY {', '.join(sorted(missing))} may still read snapshot {number}; try again")
+                if missing := await self.members.wait_acks(number, Phase.DONE, others, deadline):
+                    return error(
+                        f"NOTREADY {', '.join(sorted(missing))} may still read snapshot {number}; try again"
+                    )
         except StoreError as failed:
             return error(
                 f"NOTREADY the key could not be preserved: {reason}; and that the snapshots end could not be"
@@ -571,10 +618,8 @@ class Snapshots:
     async def _record_ends(self) -> None:
         """Write down what was aborted here. Raises StoreError."""
         for number, reason in list(self._unrecorded.items()):
-            try:
+            with suppress(BookError):  # somebody else ended it
                 await self.book.move(number, SnapshotState.ABORTED, reason=reason)
-            except BookError:
-                pass  # somebody else ended it
             self._unrecorded.pop(number, None)
 
     # -- the beat
@@ -587,7 +632,8 @@ class Snapshots:
                 self._floors_changed = False
                 for number in list(self._serving):
                     if number in self.histories.floors:
-                        await self.book.move(number, None, floors=self.histories.recorded(number))
+                        recorded = self.histories.recorded(number)
+                        await self.book.move(number, partial(_with_floors, recorded))
             now = self._now()
             for record in list(self.book.records.values()):
                 if record.state is SnapshotState.SERVING and record.id in self._serving:
@@ -621,17 +667,11 @@ class Snapshots:
             return f"its pre-images take {stored} bytes (setting snapshots.preserved_bytes_max)"
         return None
 
-    async def _watch_bypass(self) -> None:
-        while True:
-            await trio.sleep(self.settings.bypass_interval_seconds)
-            if self.chain.ids:
-                await self.bypass.look()
-
     # -- small things
 
-    def _start(self, work: Callable[..., object], *arguments: object) -> None:
+    def _start(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
         if self._nursery is not None:
-            self._nursery.start_soon(work, *arguments)  # type: ignore[arg-type]
+            self._nursery.start_soon(work, *arguments)
 
     def _primaries(self) -> list[Address]:
         return [shard.primary.address for shard in self._topology.view.shards]
@@ -648,8 +688,21 @@ class Snapshots:
             return await connection.request(raw)
         raise ConnectionLostError(f"{address} does not answer", sent=True)
 
+    async def _execute(self, raw: bytes, hash_slot: int) -> bytes:
+        return await self.preserver.ways.execute(raw, hash_slot, resp=2, repeatable=True, lane=Lane.WRITE)
+
     def _is_sweepable(self, snapshot_id: int) -> bool:
-        return snapshot_id <= self.book.last_id and snapshot_id not in self.chain.ids
+        """Ids from before this proxy began and unknown to the store are of a store that was lost."""
+        record = self.book.records.get(snapshot_id)
+        if record is not None and record.is_open:
+            return False
+        return snapshot_id <= self.book.last_id or snapshot_id < int(self._began_at)
+
+    def _open_since(self) -> float | None:
+        opened = [
+            record.opened_at for record in self.book.records.values() if record.is_open and record.is_cut
+        ]
+        return min(opened, default=None)
 
     def _costs(self, number: int) -> Costs:
         return self.preserver.costs.setdefault(number, Costs())
@@ -660,7 +713,7 @@ class Snapshots:
         warnings: Sequence[str] = ()
         if record.is_open:
             over = self._over_budget(record, self._now())
-            warnings = [*([over] if over else []), *self.bypass.warnings()]
+            warnings = [*([over] if over else []), *self.bypass.warnings(record.opened_at)]
         return SnapshotFacts(record, max(0.0, self._now() - record.opened_at), costs, tuple(warnings))
 
     def _why_not(self, number: int) -> str:
@@ -674,3 +727,8 @@ class Snapshots:
         if record.state is SnapshotState.OPENING:
             return f"NOTREADY snapshot {number} is being opened"
         return f"SNAPSHOTTOOOLD snapshot {number} is {record.state.value}"
+
+
+def _with_floors(floors: Mapping[str, Floor], record: SnapshotRecord) -> SnapshotRecord:
+    """Also those of histories that were proven since."""
+    return replace(record, floors=floors)

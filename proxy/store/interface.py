@@ -13,6 +13,7 @@ Twins: ``proxy.store.memory`` and ``proxy.store.sqlite``. They pass the same tes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -131,6 +132,11 @@ class TopologyStore(Protocol):
         """What operators call it: the file, or "memory"."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether another process may have it, too."""
+        ...
+
     def problems(self) -> list[str]:
         """What an operator should know, one sentence each; empty when all is well."""
         ...
@@ -174,6 +180,10 @@ class TopologyStore(Protocol):
 
     def watch(self, prefix: str, after: int) -> Watch:
         """Changes to keys that begin with ``prefix``, of revisions greater than ``after``."""
+        ...
+
+    def attentive(self) -> AbstractContextManager[None]:
+        """While any is held, ``run`` notices what other processes commit within milliseconds. It costs CPU."""
         ...
 
     async def compact(self, revision: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import trio
@@ -43,6 +44,7 @@ class MemoryStore:
     """The in-memory twin of ``proxy.store.interface.TopologyStore``. ``now`` is a clock that never goes back."""
 
     name = "memory"
+    is_shared = False
 
     def __init__(self, now: Callable[[], float] = trio.current_time) -> None:
         self._now = now
@@ -115,6 +117,9 @@ class MemoryStore:
 
     def watch(self, prefix: str, after: int) -> MemoryWatch:
         return MemoryWatch(self, prefix, after)
+
+    def attentive(self) -> AbstractContextManager[None]:
+        return nullcontext()  # a commit tells its watches at once, and nobody else commits
 
     async def compact(self, revision: int) -> None:
         await self._enter()

@@ -13,7 +13,10 @@ refused, because what it says beyond our knowledge could not be kept.
     events/N                  event N
     migrations/N              migration m-N and its stages
     replicas/NODE             the state of one replica
+    snapshots                 the newest id of a snapshot; it only grows
     snapshots/ID              one snapshot
+    members/ID                a proxy that takes part in snapshots; hangs on a lease
+    member-acks/ID/PROXY      how far a member is with snapshot ID; hangs on the member's lease
     mode                      the routing mode
     token-secret              what session tokens are signed with, where neither a setting nor a password gives it
     audit                     the number and hash of the newest audit record
@@ -69,7 +72,10 @@ EVENT_HEAD = "events"
 EVENTS = "events/"
 MIGRATIONS = "migrations/"
 REPLICAS = "replicas/"
+SNAPSHOT_HEAD = "snapshots"
 SNAPSHOTS = "snapshots/"
+MEMBERS = "members/"
+MEMBER_ACKS = "member-acks/"
 MODE = "mode"
 TOKEN_SECRET = "token-secret"
 AUDIT_HEAD = "audit"

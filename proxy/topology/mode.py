@@ -27,7 +27,7 @@ from proxy.store.interface import (
 from proxy.store.records import MODE, ModeRecord, pack_mode, unpack_mode
 from proxy.topology.audit import Act, Operator, commit_audited
 from routing.levels import Level
-from routing.mode import DEFAULT_MODE, ROUTED_MODES, given_mode, refusal_of
+from routing.mode import DEFAULT_MODE, ROUTED_MODES, given_mode, problem_now, refusal_now, refusal_of
 from routing.timeline import Event, EventKind
 
 RETRY_SECONDS = 0.5  # between two attempts to read a store that fails
@@ -52,6 +52,10 @@ class ModeRefusedError(Exception):
     """This version does not route that mode. The text says so."""
 
 
+class ModeNotNowError(ModeRefusedError):
+    """The mode cannot be chosen at this moment. The text says why, and what to do first."""
+
+
 class ModeConflictError(Exception):
     """The mode is not at the revision that the change named; nothing was changed."""
 
@@ -61,7 +65,10 @@ class ModeConflictError(Exception):
 
 
 class ModeKeeper:
-    """The mode of one proxy. ``on_change`` is called with the mode that reads of level ``auto`` get from then on."""
+    """The mode of one proxy. ``on_change`` is called with the mode that reads of level ``auto`` get from then on.
+
+    ``current_snapshot``: the newest snapshot that serves; None: none does.
+    """
 
     def __init__(
         self,
@@ -70,11 +77,13 @@ class ModeKeeper:
         on_change: Callable[[Level], None] = lambda mode: None,
         *,
         routed: frozenset[Level] = ROUTED_MODES,
+        current_snapshot: Callable[[], int | None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._seen_by = seen_by
         self._on_change = on_change
+        self._current_snapshot = current_snapshot
         self._now = now
         self._seen_revision = 0  # of the newest change of the entry that is known, its deletion too
         self._out_of_reach = ""  # why the store cannot be followed
@@ -99,6 +108,9 @@ class ModeKeeper:
             found.append(
                 f"the routing mode is {self.current.mode.value}, and reads get {self.given.value}: {refusal}"
             )
+        problem = problem_now(self.given, self._current_snapshot())
+        if problem is not None:
+            found.append(problem)
         return found
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -120,8 +132,8 @@ class ModeKeeper:
     async def set(self, mode: Level, revision: int, operator: Operator) -> ModeState:
         """Choose ``mode`` for all proxies of the store, if the current one still has ``revision``; the new state.
 
-        It is in effect here when this returns. Raises ModeRefusedError, ModeConflictError, StoreUnavailableError,
-        StoreRefusedError. If cancelled, it may have been done.
+        It is in effect here when this returns. Raises ModeRefusedError, ModeNotNowError, ModeConflictError,
+        StoreUnavailableError, StoreRefusedError. If cancelled, it may have been done.
         """
         refusal = refusal_of(mode, self.routed)
         if refusal is not None:
@@ -129,6 +141,9 @@ class ModeKeeper:
         before = await self._stored()
         if before.revision != revision:
             raise ModeConflictError(revision, before)
+        refusal = refusal_now(mode, self._current_snapshot())
+        if refusal is not None:
+            raise ModeNotNowError(refusal)
         record = ModeRecord(mode, self._now(), operator.who)
         event = Event(
             EventKind.MODE_CHANGED,

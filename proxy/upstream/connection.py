@@ -59,11 +59,6 @@ class NodeConnection(Endpoint):
         self.out: list[bytes] = []
         self.owed: deque[Slot] = deque()
         self.answered_total = 0
-        # For snapshots: the keys that are known to be preserved, the replication id that was judged (b"": none yet), and
-        # the turn in which the last question for it was queued.
-        self.known: set[bytes] = set()
-        self.history = b""
-        self.guarded_turn = -1
         # While a slot is told that it is lost: since when, at the latest, it was owed.
         self.waiting_since: float | None = None
         self.client_id = client_id  # the node's name for it; ALL: it did not tell
@@ -71,6 +66,7 @@ class NodeConnection(Endpoint):
         # For the snapshots' keeping, which ends with the connection:
         self.known: set[bytes] = set()  # keys known to be preserved for the newest snapshot
         self.history = b""  # the replication id that was judged; b"": none was
+        self.guarded_step = -1  # of the hub, in which the question whether it is still that was queued last
         self._abandoned = abandoned
         # Taken from out, not yet by the kernel; empty while all is well.
         self._backlog: deque[bytes] = deque()

@@ -24,7 +24,7 @@ class PrivateConnections:
         self._idle: dict[tuple[Address, int], list[NodeConnection]] = {}
         self._in_use: dict[NodeConnection, int] = {}  # connection -> its RESP version
         self._count_of: dict[Address, int] = {}  # in use, those being opened included
-        # In a command that blocks: its hash slot, and the keys that it may write.
+        # In a command that blocks: its hash slot, and the keys that it may write, if any.
         self.blocked: dict[NodeConnection, tuple[int, tuple[bytes, ...]]] = {}
 
     @property
@@ -65,6 +65,7 @@ class PrivateConnections:
 
         try:
             connection = await self._dialer.open(address, resp=resp, on_closed=ended, on_push=on_push)
+            connection.only_reads = connection.only_reads or on_push is not None
         except BaseException:
             self._count_of[address] -= 1
             raise

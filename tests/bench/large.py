@@ -54,7 +54,7 @@ from routing.discovery import Known, Merging, whom_to_ask, with_all_moved, with_
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, Address, Node, Role, Shard, TopologyView, ranges
 from tests.bench.proxies import positive
-from tests.proxy.world import FakeTransport
+from tests.proxy.world import FakeTransport, idle_snapshots
 
 SWAP_MARK_MILLISECONDS = 2.0
 STRETCH_MARK_MILLISECONDS = 2.0  # the longest that one step may keep the loop from its sockets
@@ -236,12 +236,14 @@ class Plane:
         self.nodes = Nodes(dialer, nursery, 5.0)
         self.replica_nodes = Nodes(dialer, nursery, 5.0, lanes=(Lane.READ,))
         self.replicas = Replicas(self.replica_nodes, self.topology, ReplicaOptions())
+        private = PrivateConnections(dialer, 100)
         self.exchange = Exchange(
             self.hub,
             self.nodes,
             self.topology,
-            PrivateConnections(dialer, 100),
+            private,
             self.replicas,
+            idle_snapshots(self.topology, self.nodes, private),
             nursery,
             request_deadline_seconds=5.0,
             script_cache_bytes_max=1 << 20,

@@ -24,8 +24,12 @@ from proxy.hub import Hub
 from proxy.protocol.replies import decode, end_of_reply
 from proxy.protocol.requests import RequestLimits, RequestParser
 from proxy.replicas.service import ReplicaOptions, Replicas
-from proxy.settings import ClientSettings, Settings
+from proxy.settings import ClientSettings, Settings, SnapshotSettings
+from proxy.snapshots.links import Links
+from proxy.snapshots.service import Snapshots
+from proxy.store.memory import MemoryStore
 from proxy.topology.service import Topology
+from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
 from proxy.upstream.nodes import Lane, Nodes
@@ -228,6 +232,12 @@ class Client:
         return [decode(reply) for reply in self.replies()]
 
 
+def idle_snapshots(topology: Topology, nodes: Nodes, private: PrivateConnections) -> Snapshots:
+    """For a data plane that has none open."""
+    links = Links(nodes, private)
+    return Snapshots(SnapshotSettings(), topology, links, MemoryStore(), Abandoned(), "test")
+
+
 class World:
     """A proxy's data plane in front of fake nodes that share the slots evenly."""
 
@@ -256,6 +266,7 @@ class World:
             self.topology,
             self.private,
             self.replicas,
+            idle_snapshots(self.topology, self.upstreams, self.private),
             nursery,
             request_deadline_seconds=DEADLINE_SECONDS,
             script_cache_bytes_max=1 << 20,

@@ -21,7 +21,7 @@ REDIS_62 = (
     b"user=default redir=-1\n"
 )
 REDIS_70 = (
-    b"id=4 addr=127.0.0.1:40412 laddr=127.0.0.1:7999 fd=9 name= age=0 idle=0 flags=N db=0 sub=0 psub=0 ssub=0 "
+    b"id=4 addr=127.0.0.1:40412 laddr=127.0.0.1:7999 fd=9 name= age=20 idle=17 flags=N db=0 sub=0 psub=0 ssub=0 "
     b"multi=-1 qbuf=114 qbuf-free=20360 argv-mem=10 multi-mem=0 rbs=16384 rbp=16384 obl=5 oll=0 omem=0 "
     b"tot-mem=37658 events=r cmd=client|list user=default redir=-1 resp=2\n"
 )
@@ -35,9 +35,9 @@ VALKEY_91 = (
 
 def test_lines_of_every_engine_are_read() -> None:
     assert list(parse_client_list(REDIS_62 + REDIS_70 + b"\r\n" + VALKEY_91.rstrip(b"\n"))) == [
-        ListedClient(3, b"/run/a b.sock:0", b"a=b", b"U", b"client"),
-        ListedClient(4, b"127.0.0.1:40412", b"", b"N", b"client|list"),
-        ListedClient(12, b"[::1]:40412", b"steadyread:web1-7-ab12", b"S", b"replconf"),
+        ListedClient(3, b"/run/a b.sock:0", b"a=b", 0, b"U", b"client"),
+        ListedClient(4, b"127.0.0.1:40412", b"", 17, b"N", b"client|list"),
+        ListedClient(12, b"[::1]:40412", b"steadyread:web1-7-ab12", 0, b"S", b"replconf"),
     ]
     assert list(parse_client_list(b"")) == []
 
@@ -45,11 +45,11 @@ def test_lines_of_every_engine_are_read() -> None:
 def test_a_name_that_looks_like_other_fields_changes_none_of_them() -> None:
     line = REDIS_70.replace(b"name=", b"name=flags=S,cmd=get")
     assert list(parse_client_list(line)) == [
-        ListedClient(4, b"127.0.0.1:40412", b"flags=S,cmd=get", b"N", b"client|list")
+        ListedClient(4, b"127.0.0.1:40412", b"flags=S,cmd=get", 17, b"N", b"client|list")
     ]
 
 
-@pytest.mark.parametrize("cut", [b"id=", b"name=", b"flags=", b"cmd="])
+@pytest.mark.parametrize("cut", [b"id=", b"name=", b"idle=", b"flags=", b"cmd="])
 def test_a_line_without_a_field_is_refused(cut: bytes) -> None:
     """Nobody knows whose it is: to pass over it could leave a stranger at work."""
     with pytest.raises(ClientListError, match="cannot be read"):

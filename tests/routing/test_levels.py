@@ -27,3 +27,15 @@ def test_the_longest_prefix_that_fits_counts() -> None:
 def test_levels_are_written_as_people_name_them() -> None:
     assert str(BOUNDED) == "bounded_staleness 250"
     assert str(CAUGHT_UP) == "caught_up"
+    assert str(ReadLevel(Level.SNAPSHOT)) == "snapshot current"
+    assert str(ReadLevel(Level.SNAPSHOT, snapshot_id=7)) == "snapshot 7"
+
+
+def test_reads_are_of_one_snapshot_or_of_none() -> None:
+    """Rules do not count where a listener or the mode gives level snapshot; a connection may still choose."""
+    snapshot = ReadLevel(Level.SNAPSHOT)
+    for choice in (LevelChoice(None, RULES, snapshot, STRONG), LevelChoice(None, RULES, None, snapshot)):
+        assert choice.of_key(b"cache:1") == choice.usual == snapshot
+        assert not choice.looks_at_keys
+    assert LevelChoice(None, RULES, CAUGHT_UP, snapshot).of_key(b"cache:1") == EVENTUAL
+    assert LevelChoice(STRONG, RULES, snapshot, snapshot).of_key(b"cache:1") == STRONG

@@ -40,6 +40,9 @@ async def ask(body: object, headers: dict[str, str] = JSON) -> tuple[dict[str, A
         ("caught_up", ReadLevel(Level.CAUGHT_UP)),
         ("bounded_staleness 2000", ReadLevel(Level.BOUNDED_STALENESS, 2.0)),
         ("bounded_staleness 0.5", ReadLevel(Level.BOUNDED_STALENESS, 0.0005)),
+        ("snapshot", ReadLevel(Level.SNAPSHOT)),
+        ("snapshot current", ReadLevel(Level.SNAPSHOT)),
+        ("snapshot 7", ReadLevel(Level.SNAPSHOT, snapshot_id=7)),
     ],
 )
 async def test_a_read_is_explained_at_the_level_that_is_named(
@@ -49,7 +52,7 @@ async def test_a_read_is_explained_at_the_level_that_is_named(
     answer, asked = await ask({"command": ["GET", "é"], "level": name})
     assert answer == json.loads(json.dumps(as_json(EXPLANATION)))
     assert asked == [[b"GET", b"\xc3\xa9"], level]
-    assert name in (None, "auto", str(level))
+    assert name in (None, "auto", "snapshot", str(level))
 
 
 def at(level: object) -> dict[str, object]:
@@ -80,8 +83,9 @@ BOUND = "bounded_staleness takes its bound in milliseconds, above 0 and at most 
         (of(["DBSIZE"]), JSON, 422, "DBSIZE names no key here"),
         (at("fast"), JSON, 422, '"level" is null or one of auto, strong, caught_up'),
         (at(["strong"]), JSON, 422, '"level" is null or one of'),
-        (at("session 5"), JSON, 422, "only bounded_staleness has a bound"),
-        (at("snapshot"), JSON, 422, "snapshot reads are not part of this version; "),
+        (at("session 5"), JSON, 422, "only bounded_staleness has a bound, and only snapshot an id"),
+        (at("snapshot now"), JSON, 422, "a snapshot's id is a whole number of at most 18 digits"),
+        (at("snapshot -7"), JSON, 422, '"snapshot" alone is the current one'),
         (at("bounded_staleness"), JSON, 422, BOUND),
         (at("bounded_staleness 0"), JSON, 422, BOUND),
         (at("bounded_staleness nan"), JSON, 422, BOUND),

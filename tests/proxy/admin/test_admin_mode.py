@@ -63,16 +63,41 @@ async def test_the_mode_and_all_modes_are_shown() -> None:
         "given": "strong",
         "problems": [],
     }
-    assert [(mode["name"], mode["routes"]) for mode in modes] == [
-        (mode.value, mode is not Level.SNAPSHOT) for mode in Level
-    ]
+    assert [(mode["name"], mode["routes"]) for mode in modes] == [(mode.value, True) for mode in Level]
     assert modes[0]["note"] == "reads go to the slot's primary"
     assert modes[1]["note"].startswith("reads go to replicas that prove to be as new as the primary was")
-    [snapshot] = (mode for mode in modes if not mode["routes"])
-    assert snapshot["note"].endswith(
-        "; snapshot comes with its level; "
-        "this version routes strong, caught_up, bounded_staleness, session and eventual only"
+
+
+async def test_a_mode_that_does_not_route_says_so() -> None:
+    keeper = ModeKeeper(MemoryStore(), "p1", routed=frozenset({Level.STRONG, Level.SESSION}))
+    facts = await get(keeper)
+    assert [mode["name"] for mode in facts["modes"] if mode["routes"]] == ["strong", "session"]
+    [eventual] = (mode for mode in facts["modes"] if mode["name"] == "eventual")
+    assert eventual["note"].endswith(
+        "; eventual comes with its level; this version routes strong and session only"
     )
+    answer = await problem(keeper, {"mode": "eventual", "revision": 0})
+    assert (answer["status"], answer["detail"]) == (
+        422,
+        "eventual comes with its level; this version routes strong and session only",
+    )
+
+
+async def test_mode_snapshot_wants_a_snapshot_that_serves() -> None:
+    """409 without the current state, because nobody else has changed it; and then a problem when it has ended."""
+    current: list[int] = []
+    store = MemoryStore()
+    keeper = ModeKeeper(store, "p1", current_snapshot=lambda: current[0] if current else None)
+    answer = await problem(keeper, {"mode": "snapshot", "revision": 0})
+    assert (answer["status"], "current" in answer, await store.revision()) == (409, False, 0)
+    assert "no snapshot serves" in answer["detail"]
+    assert "steadyread snapshot open" in answer["detail"]
+    current.append(7)
+    facts = await put(keeper, {"mode": "snapshot", "revision": 0})
+    assert (facts["mode"], facts["given"], facts["problems"]) == ("snapshot", "snapshot", [])
+    current.clear()
+    [told] = (await get(keeper))["problems"]
+    assert "every read that chooses no level is refused; open a snapshot, or choose another mode" in told
 
 
 async def test_setting_answers_with_the_new_state_and_records_who() -> None:
@@ -121,12 +146,7 @@ async def test_a_past_revision_is_409_with_the_state_that_is() -> None:
         ({"mode": "strong", "revision": "0"}, JSON, 422, '"revision" is the one that GET shows'),
         ({"mode": "strong", "revision": False}, JSON, 422, '"revision" is the one that GET shows'),
         ({"mode": "strong", "revision": -1}, JSON, 422, '"revision" is the one that GET shows'),
-        (
-            {"mode": "snapshot", "revision": 0},
-            JSON,
-            422,
-            "snapshot comes with its level; this version routes",
-        ),
+        ({"mode": "snapshot", "revision": 0}, JSON, 409, "no snapshot serves"),
         (STRONG, {**JSON, "x-steadyread-operator": " "}, 400, "X-Steadyread-Operator takes a name"),
         (STRONG, {**JSON, "x-steadyread-operator": "a" * 129}, 400, "X-Steadyread-Operator takes a name"),
         (STRONG, {**JSON, "x-steadyread-operator": "a\x1b[2J"}, 400, "X-Steadyread-Operator takes a name"),

@@ -49,6 +49,20 @@ def test_what_follows_the_command_is_its_own_and_the_bound_is_in_milliseconds(
     assert capsys.readouterr().out.startswith("command ")
 
 
+def test_a_snapshot_is_the_current_one_or_has_an_id(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[object] = []
+    with admin_port(table(asked)) as address:
+        assert main(["explain", "--level", "snapshot", "--admin", address, "GET", "k"]) == 0
+        assert (
+            main(["explain", "--level", "snapshot", "--snapshot", "7", "--admin", address, "GET", "k"]) == 0
+        )
+    assert asked == [
+        ([b"GET", b"k"], ReadLevel(Level.SNAPSHOT)),
+        ([b"GET", b"k"], ReadLevel(Level.SNAPSHOT, snapshot_id=7)),
+    ]
+    assert capsys.readouterr().out.startswith("command ")
+
+
 def test_a_command_that_is_no_read_fails_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     with admin_port(table([])) as address:
         assert main(["explain", "--admin", address, "SET", "k", "v"]) == 1
@@ -60,7 +74,8 @@ def test_a_command_that_is_no_read_fails_with_the_reason(capsys: pytest.CaptureF
     [
         ([], "the following arguments are required: COMMAND"),
         (["--level", "fast", "GET", "k"], "invalid choice: 'fast'"),
-        (["--level", "snapshot", "GET", "k"], "invalid choice: 'snapshot'"),
+        (["--snapshot", "7", "GET", "k"], "--snapshot goes with --level snapshot"),
+        (["--level", "snapshot", "--snapshot", "x", "GET", "k"], "invalid int value: 'x'"),
         (["--max-staleness-ms", "0", "GET", "k"], "'0' is not a number of milliseconds above 0"),
         (["--max-staleness-ms", "nan", "GET", "k"], "'nan' is not a number of milliseconds above 0"),
         (["--max-staleness-ms", "5", "GET", "k"], "--max-staleness-ms go together"),

@@ -26,6 +26,7 @@ from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.slot import SLOT_COUNT, slot_of
 from routing.topology import Address, Node, Role, Shard, TopologyView
+from tests.proxy.world import idle_snapshots
 
 WAIT_SECONDS = 5.0
 HARD_MAX = 4096
@@ -143,6 +144,7 @@ class World:
             self.topology,
             self.private,
             Replicas(Nodes(dialer, nursery, deadline_seconds, (Lane.READ,)), self.topology, ReplicaOptions()),
+            idle_snapshots(self.topology, self.shared, self.private),
             nursery,
             request_deadline_seconds=deadline_seconds,
             script_cache_bytes_max=0,

@@ -346,14 +346,9 @@ x = 1
             "FILE:4: hooks[0].retry_max_seconds = 60.0: give at least retry_first_seconds, which is 90",
         ),
         (
-            "[[listeners]]\nlevel = 'snapshot'\n",
-            'FILE:2: listeners[0].level = "snapshot": snapshot reads are not part of this version; '
-            'give one of "auto", "strong", "caught_up", "bounded_staleness", "session", "eventual"',
-        ),
-        (
             "[[listeners]]\nlevel = 'caughtup'\n",
             'FILE:2: listeners[0].level = "caughtup": give one of "auto", "strong", "caught_up", '
-            '"bounded_staleness", "session", "eventual"; did you mean "caught_up"?',
+            '"bounded_staleness", "session", "snapshot", "eventual"; did you mean "caught_up"?',
         ),
         (
             "[[listeners]]\nlevel = 'session'\nmax_staleness_seconds = 2\n",
@@ -391,7 +386,8 @@ x = 1
         ),
         (
             "[[reads.rules]]\nprefix = 'a'\nlevel = 'snapshot'\nmax_staleness_seconds = 3\n",
-            'FILE:3: reads.rules[0].level = "snapshot": snapshot reads are not part of this version; ',
+            'FILE:3: reads.rules[0].level = "snapshot": a connection\'s reads are of one snapshot or of none, so a '
+            'listener or the routing mode gives it, and no rule; give one of "strong", "caught_up", ',
         ),
         (
             "[[reads.rules]]\nprefix = 'a'\nlevel = 'strong'\nmax_staleness_seconds = 3\n",
@@ -405,6 +401,26 @@ x = 1
         (
             "[[reads.rules]]\nprefix = 'a'\nlevel = 'strong'\n[[reads.rules]]\nprefix = 'a'\nlevel = 'session'\n",
             'FILE:5: reads.rules[1].prefix = "a": is taken by reads.rules[0].prefix; give another',
+        ),
+        (
+            "[snapshots]\non_budget = 'warm'\n",
+            'FILE:2: snapshots.on_budget = "warm": give one of "abort", "warn"; did you mean "warn"?',
+        ),
+        (
+            "[snapshots]\nttl_seconds = 31_536_001\n",
+            "FILE:2: snapshots.ttl_seconds = 31536001: give a number of seconds, at least 0 and at most 31536000",
+        ),
+        (
+            "[snapshots]\nopen_deadline_seconds = 1\ndrain_seconds = 1.5\n",
+            "FILE:3: snapshots.drain_seconds = 1.5: give at most snapshots.open_deadline_seconds, which is 1",
+        ),
+        (
+            "[snapshots]\nmember_ttl_seconds = 1\nhold_seconds = 1\n",
+            "FILE:3: snapshots.hold_seconds = 1.0: give less than snapshots.member_ttl_seconds, which is 1",
+        ),
+        (
+            "[snapshots]\nage_seconds_max = 60\n",
+            "FILE:2: snapshots.ttl_seconds = 3600.0: give at most snapshots.age_seconds_max, which is 60",
         ),
         (
             '[admin]\ntoken = "a b"\n',

@@ -30,6 +30,7 @@ def test_the_longest_prefix_comes_first_and_a_bound_that_is_not_named_is_that_of
     [
         (ListenerSettings(ADDRESS), None),
         (ListenerSettings(ADDRESS, "strong"), STRONG),
+        (ListenerSettings(ADDRESS, "snapshot"), ReadLevel(Level.SNAPSHOT)),
         (ListenerSettings(ADDRESS, "bounded_staleness"), ReadLevel(Level.BOUNDED_STALENESS, 3.0)),
         (ListenerSettings(ADDRESS, "bounded_staleness", 0.5), ReadLevel(Level.BOUNDED_STALENESS, 0.5)),
     ],

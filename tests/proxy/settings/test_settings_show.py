@@ -19,14 +19,17 @@ from proxy.settings import (
     HookSettings,
     ListenerSettings,
     NodeZone,
+    OnBudget,
+    OnPreserveFailure,
     ReadRuleSettings,
     ReadSettings,
     Settings,
+    SnapshotSettings,
 )
 from proxy.settings.load import Loaded, Override, load
 from proxy.settings.schema import table_of
 from proxy.settings.show import facts_of, toml_of
-from proxy.settings.values import LOG_LEVELS, OFFERED_LEVELS
+from proxy.settings.values import LOG_LEVELS, OFFERED_LEVELS, RULE_LEVELS, SNAPSHOT_SECONDS_MAX
 from routing.levels import AUTO, Level
 from routing.topology import Address
 
@@ -80,7 +83,30 @@ def bounded(kind: Any, levels: tuple[str, ...], **rest: Any) -> Any:
 zones = st.builds(
     NodeZone, addresses, st.text(string.ascii_letters + string.digits + "-=, é", min_size=1).map(str.strip)
 ).filter(lambda each: each.zone != "")
-rules = bounded(ReadRuleSettings, OFFERED_LEVELS, prefix=words)
+rules = bounded(ReadRuleSettings, RULE_LEVELS, prefix=words)
+snapshots = st.builds(
+    lambda deadline, drain, lease, hold, limit, ttl, **rest: SnapshotSettings(
+        open_deadline_seconds=deadline,
+        drain_seconds=min(drain, deadline),
+        member_ttl_seconds=lease,
+        hold_seconds=min(hold, lease / 2),
+        age_seconds_max=limit,
+        ttl_seconds=min(ttl, limit) if limit else ttl,
+        **rest,
+    ),
+    deadline=durations,
+    drain=durations,
+    lease=st.floats(0.5, 3600),
+    hold=st.floats(0, 60, exclude_min=True),
+    limit=st.floats(0, SNAPSHOT_SECONDS_MAX),
+    ttl=st.floats(0, SNAPSHOT_SECONDS_MAX),
+    open_max=st.integers(1, 64),
+    preserved_bytes_max=st.integers(0, 10**30),
+    on_budget=st.sampled_from(OnBudget),
+    on_preserve_failure=st.sampled_from(OnPreserveFailure),
+    memory_percent_max=st.integers(1, 100),
+    sweep_pause_seconds=st.floats(0, 60),
+)
 reads = st.builds(
     ReadSettings,
     max_staleness_seconds=durations,
@@ -124,6 +150,7 @@ all_settings = (
                 script_cache_bytes_max=st.integers(0, 10**30),
             ),
             reads=reads,
+            snapshots=snapshots,
             admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
             hooks=st.lists(hooks, max_size=3, unique_by=lambda hook: hook.name).map(tuple),
         )

@@ -11,7 +11,14 @@ from proxy.store.interface import Batch, CompactedError, Delete, Put, StoreUnava
 from proxy.store.memory import MemoryStore
 from proxy.store.records import EVENTS, MODE, ModeRecord, pack, pack_mode, unpack_event
 from proxy.topology.audit import Operator, read_page
-from proxy.topology.mode import UNSET, ModeConflictError, ModeKeeper, ModeRefusedError, ModeState
+from proxy.topology.mode import (
+    UNSET,
+    ModeConflictError,
+    ModeKeeper,
+    ModeNotNowError,
+    ModeRefusedError,
+    ModeState,
+)
 from routing.audit import AuditRecord, verify
 from routing.levels import Level
 from routing.timeline import Event
@@ -27,7 +34,7 @@ def keeper_of(
     on_change: Callable[[Level], None] = lambda mode: None,
     routed: frozenset[Level] = ALL,
 ) -> ModeKeeper:
-    return ModeKeeper(store, "p1", on_change, routed=routed, now=lambda: AT)
+    return ModeKeeper(store, "p1", on_change, routed=routed, current_snapshot=lambda: 7, now=lambda: AT)
 
 
 class CompactedStore(MemoryStore):
@@ -130,15 +137,34 @@ async def test_a_revision_that_is_past_sets_nothing_and_says_what_is() -> None:
     assert len((await read_page(store, 1, 10)).records) == 1
 
 
-async def test_a_mode_that_does_not_route_yet_is_refused_and_leaves_nothing() -> None:
+async def test_a_mode_that_does_not_route_is_refused_and_leaves_nothing() -> None:
     """Promise 9."""
     store = MemoryStore()
-    keeper = ModeKeeper(store, "p1")
-    with pytest.raises(ModeRefusedError, match="snapshot comes with its level"):
+    keeper = keeper_of(store, routed=frozenset({Level.STRONG}))
+    with pytest.raises(ModeRefusedError, match="session comes with its level"):
+        await keeper.set(Level.SESSION, 0, ANNA)
+    assert await store.revision() == 0
+    keeper = keeper_of(store)
+    for revision, mode in enumerate(Level):
+        assert (await keeper.set(mode, revision, ANNA)).revision == revision + 1
+
+
+async def test_mode_snapshot_wants_one_that_serves_and_is_a_problem_without() -> None:
+    """Promise 9. A past revision is told first: who set the mode meanwhile had a reason."""
+    store, current = MemoryStore(), list[int]()
+    keeper = ModeKeeper(store, "p1", current_snapshot=lambda: current[0] if current else None)
+    with pytest.raises(ModeNotNowError, match="no snapshot serves"):
         await keeper.set(Level.SNAPSHOT, 0, ANNA)
     assert await store.revision() == 0
-    for revision, mode in enumerate(mode for mode in Level if mode is not Level.SNAPSHOT):
-        assert (await keeper.set(mode, revision, ANNA)).revision == revision + 1
+    with pytest.raises(ModeConflictError):
+        await keeper.set(Level.SNAPSHOT, 3, ANNA)
+    current.append(7)
+    await keeper.set(Level.SNAPSHOT, 0, ANNA)
+    assert (keeper.given, keeper.problems()) == (Level.SNAPSHOT, [])
+    current.clear()
+    assert [problem.partition(",")[0] for problem in keeper.problems()] == [
+        "the routing mode is snapshot and no snapshot serves"
+    ]
 
 
 async def test_without_the_store_the_last_mode_serves_on(autojump_clock: trio.testing.MockClock) -> None:

@@ -1,0 +1,245 @@
+"""Reads as of a snapshot: the key first, then its markers, then perhaps the pre-image.
+
+The fast way, for plain reads of one key in a slot at rest: the read and the question for its markers go to the slot's
+owner in one pipeline (``snapshot_slots``). Everything else, and everything that is not as expected,
+goes the slow way (``read_at``), step by step.
+
+Why the value read in place is right when no marker is found: whoever writes the key has set a marker before, for the
+newest id of the chain. The markers were asked after the value was read, at the same node or where the slot's keys went,
+so no write had come before. The chain that is asked must not be older than the value: so a fast read whose chain has
+changed meanwhile is read anew, and a slow one takes the chain when it asks for the markers.
+
+All of it goes over read lanes, for it changes nothing; a client's snapshot reads may overtake its writes, which they do
+not show anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from proxy.protocol.canonical import canonical
+from proxy.protocol.encode import array, error, frame, integer
+from proxy.protocol.replies import elements
+from proxy.snapshots.histories import Histories
+from proxy.snapshots.service import Snapshots
+from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
+from routing.command import Command
+from routing.slot import slot_of
+from routing.snapshot import Chain
+from routing.snapshot_names import absent, marker, marker_prefix, preimage
+from routing.snapshot_reads import ReadPlan, plan, rewrite
+
+if TYPE_CHECKING:
+    from proxy.exchange.exchange import Exchange
+    from proxy.exchange.snapshot_slots import SnapshotSlot
+
+NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
+PREIMAGE, ABSENT, TOO_LARGE = b"$1\r\np\r\n", b"$1\r\na\r\n", b"$1\r\nx\r\n"
+SPLIT = frozenset({"MGET", "EXISTS", "TOUCH"})  # over several slots: key by key
+
+
+class TooLargeError(Exception):
+    """A key was too large to be kept when it was first written after the cut."""
+
+
+class SnapshotReads:
+    """One per proxy."""
+
+    def __init__(self, exchange: Exchange, snapshots: Snapshots) -> None:
+        self.exchange = exchange
+        self.snapshots = snapshots
+        self.histories: Histories = snapshots.histories
+        self.reads_total = 0
+        self.slow_total = 0  # of them, those that took the slow way
+        self._chain: Chain | None = None
+        self._frames: dict[tuple[int, int], tuple[bytes, ...]] = {}  # (slot, id) -> prefixes of its markers
+        self._judging: set[NodeConnection] = set()
+
+    # -- the fast way
+
+    def connection_for(self, hash_slot: int, kind: int, snapshot_id: int) -> NodeConnection | None:
+        """The owner's read connection, if the slot is at rest there and its history was judged."""
+        route = self.exchange.routes.of_slot[hash_slot][kind]
+        if isinstance(route, NodeConnection) and route.ready and route.history:
+            return route if self.histories.has_floors_of(snapshot_id, route) else None
+        return None
+
+    def question(self, slot: SnapshotSlot) -> bytes:
+        """The request for the markers of a read, by the chain as it is now, which the slot notes."""
+        chain = self.snapshots.preserver.chain
+        if chain is not self._chain:
+            self._chain = chain
+            self._frames.clear()
+        slot.chain = chain
+        prefixes = self._frames.get((slot.hash_slot, slot.snapshot_id))
+        if prefixes is None:
+            prefixes = tuple(
+                marker_prefix(slot.hash_slot, number) for number in chain.markers_of(slot.snapshot_id)
+            )
+            self._frames[(slot.hash_slot, slot.snapshot_id)] = prefixes
+        key = slot.key
+        if len(prefixes) == 1:
+            prefix = prefixes[0]
+            return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b%b\r\n" % (len(prefix) + len(key), prefix, key)
+        return frame([b"MGET", *[prefix + key for prefix in prefixes]])
+
+    # -- the slow way
+
+    def may_ask(self, snapshot_id: int) -> Callable[[NodeConnection], bool]:
+        """For ``Exchange.execute``: queue the guard in front, on a connection whose history was judged."""
+
+        def before(connection: NodeConnection) -> bool:
+            if not connection.history or not self.histories.has_floors_of(snapshot_id, connection):
+                self.judge_soon(connection)
+                return False
+            self.histories.guard(connection, -1)  # a task's request is a step of its own
+            return True
+
+        return before
+
+    def judge_soon(self, connection: NodeConnection) -> None:
+        """Have the history behind a connection judged; who waits for that is woken."""
+        if connection in self._judging:
+            return
+        self._judging.add(connection)
+
+        async def work() -> bytes:
+            try:
+                await self.histories.judge(connection, trio.current_time() + self.exchange.deadline_seconds)
+            finally:
+                self._judging.discard(connection)
+                self.exchange.nodes.wake()
+            return b""
+
+        self.exchange.start(work, lambda reply: None, trio.CancelScope())
+
+    async def judged_execute(
+        self, raw: bytes, hash_slot: int, snapshot_id: int, *, resp: int, deadline: float
+    ) -> bytes:
+        """As ``Exchange.execute`` for a read, of a node whose history has the snapshot's cut."""
+        return await self.exchange.execute(
+            raw,
+            hash_slot,
+            resp=resp,
+            repeatable=True,
+            deadline=deadline,
+            lane=Lane.READ,
+            before=self.may_ask(snapshot_id),
+        )
+
+    async def read_at(
+        self, snapshot_id: int, command: Command, arguments: Sequence[bytes], *, resp: int, deadline: float
+    ) -> bytes:
+        """The reply to one command as of a snapshot; error replies included. ``deadline``: on Trio's clock."""
+        planned = plan(command, arguments)
+        if isinstance(planned, str):
+            return error(planned)
+        if (refused := self.snapshots.refusal(snapshot_id)) is not None:
+            return refused
+        self.reads_total += 1
+        self.slow_total += 1
+        try:
+            if command.name in SPLIT:
+                reply = await self._split(snapshot_id, command, planned, resp, deadline)
+            else:
+                hash_slots = {slot_of(key) for key in planned.keys}
+                if len(hash_slots) > 1:
+                    return error("CROSSSLOT Keys in request don't hash to the same slot")
+                hash_slot = hash_slots.pop() if hash_slots else 0  # without keys any node will do
+                reply = await self._in_slot(snapshot_id, planned, hash_slot, resp, deadline)
+        except TooLargeError as too_large:
+            return error(f"SNAPSHOTTOOOLD {too_large}")
+        if not self.snapshots.is_usable(snapshot_id):
+            return self.snapshots.refusal(snapshot_id) or error("NOTREADY the snapshot changed; try again")
+        return reply
+
+    async def _in_slot(
+        self, snapshot_id: int, planned: ReadPlan, hash_slot: int, resp: int, deadline: float
+    ) -> bytes:
+        """K first, then M; with each key that has a marker replaced, anew, until no other one has."""
+        replaced: dict[bytes, bytes] = {}
+        while True:
+            raw = frame(rewrite(planned, replaced))
+            reply = await self.judged_execute(raw, hash_slot, snapshot_id, resp=resp, deadline=deadline)
+            in_place = [key for key in planned.keys if key not in replaced]
+            found = await self._markers(snapshot_id, hash_slot, in_place, deadline)
+            if isinstance(found, bytes):
+                return found
+            if not found:
+                return canonical(planned.shape, reply, replaced)
+            replaced.update(found)
+
+    async def _markers(
+        self, snapshot_id: int, hash_slot: int, keys: Sequence[bytes], deadline: float
+    ) -> Mapping[bytes, bytes] | bytes:
+        """What stands for each key that has a marker; or an error reply. Raises TooLargeError."""
+        if not self.snapshots.is_usable(snapshot_id):
+            return self.snapshots.refusal(snapshot_id) or error("NOTREADY the snapshot changed; try again")
+        chain = self.snapshots.chain.markers_of(snapshot_id)
+        replies: dict[tuple[bytes, int], bytes] = {}
+
+        async def ask(key: bytes, number: int) -> None:
+            raw = frame([b"GET", marker(hash_slot, number, key)])
+            replies[(key, number)] = await self.judged_execute(
+                raw, hash_slot, snapshot_id, resp=2, deadline=deadline
+            )
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                for number in chain:
+                    nursery.start_soon(ask, key, number)
+        found: dict[bytes, bytes] = {}
+        for key in keys:
+            for number in chain:
+                reply = replies[(key, number)]
+                if reply == NIL[2]:
+                    continue
+                if reply[0] == 45:
+                    return reply
+                found[key] = stands_for(reply, hash_slot, number, key)
+                break
+        return found
+
+    async def _split(
+        self, snapshot_id: int, command: Command, planned: ReadPlan, resp: int, deadline: float
+    ) -> bytes:
+        name = planned.arguments[0]
+        keys = [planned.arguments[position] for position in planned.positions]
+        replies: dict[bytes, bytes] = {}
+        failures: list[TooLargeError] = []
+
+        async def one(key: bytes) -> None:
+            single = ReadPlan((name, key), (1,), planned.shape)
+            try:
+                replies[key] = await self._in_slot(snapshot_id, single, slot_of(key), resp, deadline)
+            except TooLargeError as too_large:
+                failures.append(too_large)
+
+        async with trio.open_nursery() as nursery:
+            for key in dict.fromkeys(keys):
+                nursery.start_soon(one, key)
+        if failures:
+            raise failures[0]
+        if refused := next((reply for reply in replies.values() if reply[0] == 45), None):
+            return refused
+        if command.name == "MGET":
+            return array([elements(replies[key])[0] for key in keys])
+        return integer(sum(int(replies[key][1:-2]) for key in keys))
+
+
+def stands_for(reply: bytes, hash_slot: int, snapshot_id: int, key: bytes) -> bytes:
+    """The key to read instead of one whose marker is ``reply``. Raises TooLargeError."""
+    if reply == PREIMAGE:
+        return preimage(hash_slot, snapshot_id, key)
+    if reply == ABSENT:
+        return absent(hash_slot)
+    if reply == TOO_LARGE:
+        raise TooLargeError(
+            "the key was too large to be kept when it was first written after the snapshot"
+            " (setting snapshots.key_bytes_max)"
+        )
+    raise AssertionError(f"a marker of an unknown kind: {reply!r}")
