@@ -21,11 +21,7 @@ from proxy.exchange.failures import not_ready
 from proxy.exchange.gather.at_snapshot import KeysAtSnapshot
 from proxy.exchange.gather.existing import Candidates, KeyFaultError, KeysNow, Keyspace
 from proxy.exchange.gather.fanout import ask_primaries, first_error, primaries
-from proxy.exchange.gather.slots import (
-    CHECKPOINT_KEYS,
-    SlotLister,
-    SlotTooLargeError,
-)
+from proxy.exchange.gather.slots import CHECKPOINT_KEYS, SlotKeys, SlotLister, SlotTooLargeError
 from proxy.exchange.gather.testify import UnansweredError, testify
 from proxy.exchange.open_requests import CURRENT, OpenRequests
 from proxy.protocol.encode import array, bulk, command, error, integer, null
@@ -210,9 +206,12 @@ async def keys(requests: OpenRequests, arguments: list[bytes]) -> bytes:
                 for address in primaries(exchange):
                     nursery.start_soon(gathered.ask, address)
         remaining = [slot for slot in range(SLOT_COUNT) if slot not in gathered.slots]
-        async with aclosing(_walk(lister, keyspace, remaining)) as batches:
+        async with aclosing(lister.walk(remaining)) as batches:
             async for batch in batches:
-                fitting = [replace(one, keys=await _matching(one.keys, pattern)) for one in batch]
+                fitting = [
+                    replace(one, keys=await _matching(one.keys, pattern))
+                    for one in await _candidates(keyspace, batch)
+                ]
                 gathered.add([bulk(key) for key in await keyspace.existing(fitting, None)])
                 if gathered.size_bytes > KEYS_BYTES_MAX:
                     break
@@ -221,13 +220,9 @@ async def keys(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     return await _listing(keyspace, requests.exchange, "KEYS", gather)
 
 
-async def _walk(
-    lister: SlotLister, keyspace: Keyspace, slots: Sequence[int]
-) -> AsyncGenerator[list[Candidates], None]:
-    """The candidates of each slot. Raises as SlotLister.walk and Keyspace.candidates."""
-    async with aclosing(lister.walk(slots)) as batches:
-        async for batch in batches:
-            yield [await keyspace.candidates(slot, slot_keys) for slot, slot_keys in batch]
+async def _candidates(keyspace: Keyspace, batch: Sequence[tuple[int, SlotKeys]]) -> list[Candidates]:
+    """Raises as Keyspace.candidates."""
+    return [await keyspace.candidates(slot, slot_keys) for slot, slot_keys in batch]
 
 
 class _Gathered:
@@ -306,9 +301,9 @@ async def random_key(requests: OpenRequests, arguments: list[bytes]) -> bytes:
     async def find(lister: SlotLister) -> bytes:
         begin = random.randrange(SLOT_COUNT)
         slots = [*range(begin, SLOT_COUNT), *range(begin)]
-        async with aclosing(_walk(lister, keyspace, slots)) as batches:
+        async with aclosing(lister.walk(slots)) as batches:
             async for batch in batches:
-                if found := await keyspace.existing(batch, None):
+                if found := await keyspace.existing(await _candidates(keyspace, batch), None):
                     return bulk(random.choice(found))
         return null(requests.resp == 3)
 
@@ -333,9 +328,9 @@ async def database_size(requests: OpenRequests, arguments: list[bytes]) -> bytes
 
     async def count(lister: SlotLister) -> bytes:
         total = 0
-        async with aclosing(_walk(lister, keyspace, range(SLOT_COUNT))) as batches:
+        async with aclosing(lister.walk(range(SLOT_COUNT))) as batches:
             async for batch in batches:
-                total += await keyspace.count(batch)
+                total += await keyspace.count(await _candidates(keyspace, batch))
         return integer(total)
 
     return await _listing(keyspace, requests.exchange, "DBSIZE", count)

@@ -134,8 +134,7 @@ class ModelCluster:
         self.reads = FakeReads(world)
         world.exchange.snapshots = self.snapshots  # type: ignore[assignment]
         world.exchange.snapshot_reads = self.reads  # type: ignore[assignment]
-        self.requests = OpenRequests(world.exchange)
-        self.requests.snapshot_id = 0
+        self.requests: OpenRequests = world.client().connection
         for slot in range(SLOTS_LISTED):
             world.owners[slot] = slot % len(world.nodes)
         world.see()

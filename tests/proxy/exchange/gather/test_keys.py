@@ -319,7 +319,7 @@ async def test_random_key_is_refused_with_the_reason(model: ModelCluster) -> Non
     assert not model.ran
 
 
-async def test_what_takes_too_long_says_so(model: ModelCluster) -> None:
+async def test_what_takes_too_long_says_so(model: ModelCluster, autojump_clock: MockClock) -> None:
     """A node whose history nobody has judged is not asked; nothing weaker is answered."""
     model.put(A, b"v")
     model.cut(3)
