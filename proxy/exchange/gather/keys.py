@@ -43,7 +43,7 @@ INVALID_CURSOR = error("ERR invalid cursor")
 NOT_AN_INTEGER = error("ERR value is not an integer or out of range")
 TOO_MANY_KEYS = error(f"ERR the reply to KEYS would be more than {KEYS_BYTES_MAX} bytes: use SCAN")
 NO_SNAPSHOT = error(
-    "NOTREADY no snapshot serves now: open one (STEADY.SNAPSHOT OPEN), or read at another level (STEADY.READ)"
+    "NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level"
 )
 NO_CHANCE = error(
     "ERR RANDOMKEY cannot be answered as of a snapshot: the nodes draw from the keys of now; use SCAN, or read at"

@@ -268,7 +268,7 @@ async def test_current_is_the_snapshot_that_serves(model: ModelCluster) -> None:
     assert await model.call("KEYS", "*", snapshot_id=CURRENT) == [A]
     model.snapshots.serving = None
     for words in (["SCAN", "0"], ["KEYS", "*"], ["DBSIZE"]):
-        assert str(await model.call(*words, snapshot_id=CURRENT)).startswith("NOTREADY no snapshot serves")
+        assert str(await model.call(*words, snapshot_id=CURRENT)).startswith("NOTREADY no snapshot is open")
 
 
 async def test_what_is_no_snapshot_any_more_is_refused(model: ModelCluster) -> None:
