@@ -51,7 +51,6 @@ log = get_logger(__name__)
 class Exchange:
     """What a request needs to reach its node. One per proxy."""
 
-
     def __init__(
         self,
         hub: Hub,
