@@ -261,8 +261,9 @@ class ClientConnection(OpenRequests):
                     missing.setdefault(hash_slot, []).append(key)
                     first = min(first, place)
         untaken = 0
-        taken = found[:first] if missing else found
+        taken = found[:first]
         if taken:
+            self._preserve_deadline = 0.0  # what follows has its own time
             untaken = self._relay_found(taken, all(item[0].only_reads for item in taken))
         if not missing:
             return untaken
@@ -683,9 +684,10 @@ class ClientConnection(OpenRequests):
                 self._reply(_QUIT, encode.bulk(level.encode()))
             case steady.SetLevel(level, token):
                 if token is None and (level is None or level.level is not Level.SESSION):
-                    if (
-                        self.has_reads_elsewhere
-                    ):  # at another level, a read of the same key could overtake them
+                    # At another level, a read of the same key could overtake reads elsewhere. And a snapshot may have
+                    # to be looked up in the store.
+                    is_snapshot = level is not None and level.level is Level.SNAPSHOT
+                    if self.has_reads_elsewhere or is_snapshot:
                         self._work(_QUIT, partial(self._set_level_later, level))
                     else:
                         self._reply(_QUIT, self._set_level(level))
@@ -717,6 +719,8 @@ class ClientConnection(OpenRequests):
         return encode.OK
 
     async def _set_level_later(self, level: ReadLevel | None) -> bytes:
+        if level is not None and level.level is Level.SNAPSHOT:
+            await self.exchange.snapshots.catch_up(level.snapshot_id)  # another proxy may just have opened it
         return self._set_level(level)
 
     async def _close_snapshot(self, asked: steady.CloseSnapshot) -> bytes:

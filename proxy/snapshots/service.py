@@ -51,6 +51,7 @@ from routing.topology import Address
 
 BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
 ATTEMPT_PAUSE_SECONDS = 0.02
+LOOK_SECONDS = 0.002  # while another proxy opens
 ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
 RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
@@ -191,6 +192,20 @@ class Snapshots:
         """Part of a write that was begun after ``cuts`` cuts is sent again: it may stand on both sides of a cut."""
         if self._barrier is not None and cuts != self.cuts:
             self._spoiled = reason
+
+    async def catch_up(self, snapshot_id: int | None) -> None:
+        """Know of a snapshot that another proxy has just opened, if there is one; None: of any."""
+        if snapshot_id in self._serving:
+            return
+        try:
+            with trio.move_on_after(ATTENTIVE_SECONDS), self._store.attentive():
+                await self.book.fresh_last_id()
+                record = self.book.records.get(snapshot_id or self.book.last_id)
+                while record is not None and record.state is SnapshotState.OPENING:
+                    await trio.sleep(LOOK_SECONDS)
+                    record = self.book.records.get(record.id)
+        except StoreError as failed:
+            log.info("snapshots_not_looked_up", reason=failed)  # what is known then decides
 
     # -- for operators
 
@@ -515,7 +530,7 @@ class Snapshots:
             while (now := self.book.records.get(record.id)) is not None:
                 if now.state is not SnapshotState.OPENING:
                     break
-                await trio.sleep(0.002)
+                await trio.sleep(LOOK_SECONDS)
 
     async def _cut_for_other(self, record: SnapshotRecord) -> None:
         """Another proxy opens, and this one has cut: drain, say so, and hold until it serves."""

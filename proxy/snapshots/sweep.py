@@ -273,9 +273,11 @@ class Sweeper:
             async with limiter:
                 if not failures:
                     try:
-                        current.swept += await self._unlinked(slot, keys)
+                        count = await self._unlinked(slot, keys)
                     except _PassError as error:
                         failures.append(str(error))
+                    else:
+                        current.swept += count
 
         async with trio.open_nursery() as nursery:
             for slot, found in names.items():

@@ -44,6 +44,9 @@ class PlainDesk:
     problem: str = ""
     cuts: int = 0
 
+    async def catch_up(self, snapshot_id: int | None) -> None:
+        """It knows all there is."""
+
     @property
     def chain(self) -> Chain:
         return chain_of(facts.record for facts in self.known)

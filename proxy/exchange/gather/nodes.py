@@ -23,7 +23,13 @@ async def ask_any_node(requests: OpenRequests, arguments: list[bytes]) -> bytes:
 
 
 async def gather_keyspace(requests: OpenRequests) -> list[bytes] | None:
-    """The body of each primary's INFO keyspace, or None if one could not be had."""
+    """The body of each primary's INFO keyspace, or None if one could not be had.
+
+    None too while there may be keys of snapshots, which the nodes count with the clients': INFO is asked often,
+    and to list all keys each time, as DBSIZE does, would cost more than it tells.
+    """
+    if requests.exchange.snapshots.may_have_keys():
+        return None
     answers = await ask_primaries(requests, [b"INFO", b"keyspace"], repeatable=True)
     bodies = []
     for answer in answers:

@@ -9,7 +9,7 @@ from itertools import islice
 import trio
 
 from proxy.exchange.exchange import Exchange
-from proxy.exchange.gather.testify import UnansweredError, testify
+from proxy.exchange.gather.testify import Judge, UnansweredError, testify
 from proxy.protocol.replies import ReplyError, ServerError, decode
 from routing.slot_listing import Testimony, Verdict, is_unchanged, judge
 from routing.topology import Address
@@ -29,7 +29,7 @@ class SlotTooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SlotKeys:
-    """The keys of one slot, expired ones included."""
+    """The keys of one slot, expired ones and those of snapshots included."""
 
     keys: list[bytes]
     is_cut: bool  # the listing reached its limit: there may be more
@@ -61,12 +61,13 @@ class SlotLister:
     """Lists slots for one command.
 
     What cannot be settled is asked again until it can: the caller cancels at ``deadline``. ``reason`` says
-    what held it up.
+    what held it up. ``judge``: says which nodes may be asked; None: all.
     """
 
-    def __init__(self, exchange: Exchange, deadline: float) -> None:
+    def __init__(self, exchange: Exchange, deadline: float, judge: Judge | None = None) -> None:
         self.exchange = exchange
         self.deadline = deadline
+        self.judge = judge
         self.reason = ""
 
     async def walk(self, slots: Iterable[int]) -> AsyncGenerator[list[tuple[int, SlotKeys]], None]:
@@ -100,8 +101,8 @@ class SlotLister:
         slot_keys = (await self.several([slot], SLOT_KEYS_MAX + 1))[slot]
         if slot_keys.is_cut:
             raise SlotTooLargeError(
-                f"slot {slot} has more than {SLOT_KEYS_MAX} keys, and a cluster can list a slot's keys only"
-                " in one piece: spread them over more {hash tags}, or SCAN the slot's own node"
+                f"slot {slot} has more than {SLOT_KEYS_MAX} keys, those of snapshots included, and a cluster can"
+                " list a slot's keys only in one piece: spread them over more {hash tags}, or SCAN the slot's own node"
             )
         return slot_keys
 
@@ -199,7 +200,7 @@ class SlotLister:
     ) -> tuple[Testimony, dict[int, list[bytes]]] | None:
         try:
             testimony, answers = await testify(
-                self.exchange, address, [_question(slot, limit) for slot in slots]
+                self.exchange, address, [_question(slot, limit) for slot in slots], self.judge
             )
             listings: dict[int, list[bytes]] = {}
             parsed = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,22 +26,29 @@ JOBS = command("CLUSTER", "GETSLOTMIGRATIONS")
 _TELLS_JOBS: WeakKeyDictionary[NodeConnection, bool] = WeakKeyDictionary()
 
 
+# Called with a connection in the step in which questions are queued on it, so that a check may go in front; False: they
+# may not be asked there.
+Judge = Callable[[NodeConnection], bool]
+
+
 class UnansweredError(Exception):
     """The node gave no testimony; asking again does no harm. The message says why."""
 
 
 async def testify(
-    exchange: Exchange, address: Address, questions: Sequence[bytes]
+    exchange: Exchange, address: Address, questions: Sequence[bytes], judge: Judge | None
 ) -> tuple[Testimony, list[bytes]]:
     """The node's testimony and its raw replies to ``questions`` (request frames that only read).
 
-    Raises UnansweredError. The caller sets the deadline.
+    Raises UnansweredError, also when the judge does not let it be asked. The caller sets the deadline.
     """
     connection = exchange.routes.node(address, 2, Lane.READ)
     if connection is None:
         raise UnansweredError(exchange.nodes.failure(address) or f"{address} takes no requests")
     try:
         words = [NODES, JOBS] if await _tells_jobs(connection) else [NODES]
+        if judge is not None and not judge(connection):
+            raise UnansweredError(f"the history of {address} is not judged yet")
         replies = await Batch(connection, [*words, *questions, *words]).wait_replies()
         count = len(words)
         testimony = Testimony(_word(address, *replies[:count]), _word(address, *replies[-count:]))
