@@ -448,11 +448,19 @@ class Snapshots:
 
     async def _refuse_without_room(self) -> None:
         replies: dict[Address, bytes] = {}
-        for address in self._primaries():
+        failures: list[str] = []
+
+        async def one(address: Address) -> None:
             try:
                 replies[address] = await self._ask(address, INFO_MEMORY)
-            except (ConnectionLostError, OSError) as lost:
-                raise SnapshotError(f"NOTREADY {address} does not answer: {lost}") from lost
+            except ConnectionLostError as lost:
+                failures.append(f"{address} does not answer: {lost}")
+
+        async with trio.open_nursery() as nursery:
+            for address in self._primaries():
+                nursery.start_soon(one, address)
+        if failures:
+            raise SnapshotError(f"NOTREADY {failures[0]}")
         if found := refusals(replies, self.settings.memory_percent_max):
             raise SnapshotError(f"ERR {'; '.join(found)}")
 
