@@ -86,7 +86,10 @@ async def test_a_writer_is_told_with_where_what_and_since_when(
         "10.0.0.9:5 (SET) at node:7000; let them connect to a proxy"
     ]
     assert gauges(watch)["steadyread_bypassing_writers"] == 1
-    snapshots.now += 30
+    await watch.look()
+    snapshots.now += 15
+    await watch.look()
+    snapshots.now += 15
     servers.lines[A].clear()  # it left; what it wrote stays
     servers.client(B, 7, "xgroup|create")
     await watch.look()

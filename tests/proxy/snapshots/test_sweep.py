@@ -22,7 +22,7 @@ from proxy.topology.service import Topology
 from proxy.upstream.connect import ConnectError
 from routing.slot import SLOT_COUNT, slot_of
 from routing.snapshot import Chain
-from routing.snapshot_names import INTERNAL_PATTERN, absent, marker, parse, preimage
+from routing.snapshot_names import INTERNAL_PATTERN, absent, marker, parse, preimage, tags
 from routing.topology import Address, Migration, MigrationKind, Node, Role, Shard, TopologyView
 
 ADDRESSES = (Address("node", 7000), Address("node", 7001))
@@ -295,6 +295,23 @@ async def test_passes_repeat_while_slots_move(
     assert not world.sweeper.may_have_keys
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, 5), (5, None)])
+async def test_a_pass_during_which_slots_began_or_ceased_to_move_proves_nothing(
+    world: World, autojump_clock: Clock, before: int | None, after: int | None
+) -> None:
+    """Keys may have gone there and back, though the map is the same in the end."""
+    world.migrating = before
+    world.see()
+
+    def change(number: int) -> None:
+        world.migrating = after
+
+    world.on_scan = change
+    done = await world.sweeper.sweep_once()
+    assert done is not None
+    assert not done.is_still
+
+
 async def test_without_a_look_at_the_cluster_nothing_is_proven(world: World, autojump_clock: Clock) -> None:
     """What the last look showed may be old news: slots may have moved while the pass went on."""
     world.looks = False
@@ -329,8 +346,21 @@ async def test_that_there_are_no_keys_is_claimed_only_once_late_writes_have_land
     assert not world.sweeper.may_have_keys
 
 
+OTHER_TAG = next(
+    n for n in range(10**6) if slot_of(b"%d" % n) == slot_of(b"k") and b"%d" % n != tags()[slot_of(b"k")]
+)
+
+
 @pytest.mark.parametrize(
-    "name", [internal(marker, 101, b"k"), absent(5), b"steady{0}:m:5:other", b"steady{00}:m:5:"]
+    "name",
+    [
+        internal(marker, 101, b"k"),
+        absent(5),
+        b"steady{0}:m:5:other",
+        b"steady{00}:m:5:",
+        b"steady{%d}:m:5:k" % OTHER_TAG,
+        internal(preimage, 5, b"k").replace(b":5:", b":05:"),
+    ],
 )
 async def test_any_internal_name_speaks_against_it(world: World, autojump_clock: Clock, name: bytes) -> None:
     """Of a snapshot that nobody here knows to be over, of a form that nobody here makes: not deleted either."""
