@@ -84,6 +84,8 @@ class Snapshots:
         self.cuts = 0  # on this proxy
         self.aborted_total = 0
         self._serving: dict[int, SnapshotRecord] = {}
+        # Cut by another proxy: no view from before this (Trio time) may be read by. See ``is_view_fresh``.
+        self._view_from: dict[int, float] = {}
         self._ended: dict[int, str] = {}  # ended here, and maybe not in the store yet: why
         self._topology = topology
         self._links = links
@@ -162,6 +164,20 @@ class Snapshots:
         if snapshot_id in self._serving:
             return self.members.valid_until == inf or trio.current_time() < self.members.valid_until
         return snapshot_id in self._closing_since and snapshot_id not in self._ended
+
+    def is_view_fresh(self, snapshot_id: int) -> bool:
+        """Whether the view is no older than the cut, so that slots that moved before it are read where they were then.
+
+        This proxy's own writes go by its view, so its own cuts need no look.
+        """
+        since = self._view_from.get(snapshot_id)
+        if since is None:
+            return True
+        if self._topology.looked_at >= since:
+            del self._view_from[snapshot_id]
+            return True
+        self._topology.refresh_soon()
+        return False
 
     def may_have_keys(self) -> bool:
         """Whether internal keys may stand in the cluster."""
@@ -499,6 +515,8 @@ class Snapshots:
         if new.state is SnapshotState.SERVING and number not in self._ended:
             if number not in self.histories.floors:
                 self.histories.begin(number, restored(new.floors))
+                self._view_from[number] = trio.current_time()
+                self._topology.refresh_soon()
             self._serving[number] = new
         else:
             self._serving.pop(number, None)
@@ -508,6 +526,7 @@ class Snapshots:
                 self._start(self._finish_reading, number)
         if not new.is_open:
             self._closing_since.pop(number, None)
+            self._view_from.pop(number, None)
             self.histories.end(number)
             if new.state is SnapshotState.ABORTED:
                 self._ended[number] = new.reason
@@ -669,6 +688,7 @@ class Snapshots:
                     if trio.current_time() - since > CLOSE_SECONDS:
                         await self._end_closing(record.id)
             self._problem = ""
+            self._forget_gone()
         except BookError as refused:
             log.debug("snapshot_moved_elsewhere", reason=str(refused))
         except StoreError as failed:
@@ -683,6 +703,12 @@ class Snapshots:
             await self._end_closing(record.id)
         elif self.settings.on_budget is OnBudget.ABORT and (over := self._over_budget(record, now)):
             self._abort([record.id], over)
+
+    def _forget_gone(self) -> None:
+        """What is known of snapshots whose records are gone."""
+        for known in (self.preserver.costs, self._barrier_seconds, self._ended):
+            for number in [number for number in known if number not in self.book.records]:
+                known.pop(number)
 
     def _over_budget(self, record: SnapshotRecord, now: float) -> str | None:
         age_max, bytes_max = self.settings.age_seconds_max, self.settings.preserved_bytes_max
