@@ -27,8 +27,8 @@ pytestmark = [
 ]
 
 SLOTS = (100, 101, 9000)  # that move
-ROUNDS = 20  # listings
-MOVES = 10
+ROUNDS = 6  # listings
+MOVES = 5
 LOAD_SECONDS_MAX = 120.0
 WRITE_SECONDS = 0.001  # between two of the background's writes
 
