@@ -38,6 +38,7 @@ from proxy.admin import audit, endpoints, events, hooks, replicas
 from proxy.admin import explain as explain_endpoint
 from proxy.admin import mode as mode_endpoint
 from proxy.admin import settings as settings_endpoint
+from proxy.admin import snapshots as snapshots_endpoint
 from proxy.admin.endpoints import AdminState
 from proxy.admin.server import DEFAULT_LIMITS, AdminServer
 from proxy.exchange.exchange import Exchange
@@ -143,7 +144,12 @@ class Proxy:
             refresh_seconds=cluster.refresh_interval_seconds,
             limits=TimelineLimits(migration_stuck_seconds=cluster.migration_stuck_seconds),
         )
-        self.mode = ModeKeeper(self.store, self.id, on_change=lambda mode: self.server.adopt_mode(mode))
+        self.mode = ModeKeeper(
+            self.store,
+            self.id,
+            on_change=lambda mode: self.server.adopt_mode(mode),
+            current_snapshot=lambda: self.snapshots.current(),
+        )
         self.history = History(self.store, self.keeper.views)
         self.stage_log = StageLog(self.store, self.id, lambda: self.keeper.is_kept)
         self.hooks = HookRunner(self.store, self.history, settings.hooks, self.id)
@@ -356,6 +362,11 @@ class Proxy:
             *replicas.routes(self.history, lambda: replica_facts(self.replicas, trio.current_time())),
             *explain_endpoint.routes(self._explain),
             *mode_endpoint.routes(self.mode),
+            *snapshots_endpoint.routes(
+                self.snapshots,
+                lambda: self.server.mode,
+                open_deadline_seconds=self.settings.snapshots.open_deadline_seconds,
+            ),
             *audit.routes(self.store),
             *hooks.routes(self.store, self.settings.hooks),
             *settings_endpoint.routes(self.reloader),

@@ -45,7 +45,7 @@ def given_mode(chosen: Level, routed: frozenset[Level] = ROUTED_MODES) -> Level:
 
 
 # What a client gets that asks for the current snapshot when there is none.
-NO_SNAPSHOT = "NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN"
+NO_SNAPSHOT = "NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level"
 
 
 def refusal_now(mode: Level, current_snapshot: int | None) -> str | None:

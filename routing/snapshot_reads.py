@@ -71,7 +71,7 @@ class ReadPlan:
 def is_plain(command: Command) -> bool:
     """Whether each call of the command has one key, the first argument, and is relayed with only that replaced.
 
-    Its reply is relayed as it is, too; an error may name the key. ``plan`` would say the same.
+    Its reply is relayed as it is, too; only an error may name the key (unknown command), which canonical() puts back.
     """
     return command in PLAIN
 
@@ -310,7 +310,7 @@ _PLANS: Final[Mapping[str, _Make]] = {
 
 _LAYOUT: Final = "its reply depends on how the value lies in memory, and a copy lies otherwise; "
 _CHANCE: Final = "its reply is drawn by chance; "
-_KEYSPACE: Final = "it names no key"
+_KEYSPACE: Final = "it reads no key by name"
 
 _REFUSED: Final[Mapping[str, str]] = {
     "DUMP": _LAYOUT + "read the value with the commands of its type",

@@ -2,7 +2,8 @@
 
 One cluster, one migration at a time, two sides with keys of their own in the same slots: a client that
 follows the cluster and reads at replicas, and ordinary connections to a Steadyread that runs as a process.
-Both run at the same time, so both meet the same moves.
+Both run at the same time, so both meet the same moves. Meanwhile keys in several slots are written together and read
+together through Steadyread, as they are and at snapshots.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -34,6 +35,7 @@ from proxy.embedded.engine import EngineNotFound, find_engine
 from proxy.embedded.follower import FollowingClient
 from proxy.embedded.guard import signal_group, wait_ended
 from proxy.embedded.moves import MoveError, move_slot_stepwise
+from proxy.embedded.tearing import Together, TornTally
 from proxy.embedded.traffic import (
     Client,
     SingleServerClient,
@@ -62,6 +64,7 @@ _STOP_SECONDS = 15.0  # for the proxy to end after SIGTERM; it allows itself 10
 _REDRAW_SECONDS = 0.25
 
 PLAIN, STEADY = "plain client, reads at replicas", "Steadyread"
+NOW, AT_SNAPSHOT = "as they are", "at snapshots"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -71,7 +74,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="show reads while slots move, with and without the proxy",
         description="Start a cluster of 3 primaries and 3 replicas, move slots back and forth under readers"
         " and writers, and count what a plain client and Steadyread see. All of it is stopped at the end."
-        " Exit code 0 if Steadyread saw no wrong read and no error, else 1.",
+        " Beside them, keys over all shards are written together, and reads of all of them are checked for being torn:"
+        " as they are, and at snapshots."
+        " Exit code 0 if Steadyread saw no wrong read, no torn snapshot and no error, else 1.",
     )
     add = parser.add_argument
     add("--seconds", type=_positive, default=30.0, metavar="N", help="length of the traffic; default: 30")
@@ -110,23 +115,24 @@ async def _demo(show: _Show, program: str | None) -> None:
     async with running_cluster(engine) as cluster:
         show.say("starting Steadyread before them")
         async with _steadyread(cluster) as address:
-            plain, steady = await _prepare(cluster)
+            plain, steady, together = await _prepare(cluster)
             show.tallies = {PLAIN: plain.tally, STEADY: steady.tally}
-            await _run_traffic(cluster, show, plain, steady, address)
+            show.torn = {NOW: together.now, AT_SNAPSHOT: together.at_snapshot}
+            await _run_traffic(cluster, show, plain, steady, together, address)
             show.say("stopping")
 
 
-async def _prepare(cluster: Cluster) -> tuple[Traffic, Traffic]:
+async def _prepare(cluster: Cluster) -> tuple[Traffic, Traffic, Together]:
     map_ = await cluster.map_at(cluster.nodes[0])
     owners = [map_.owned_by(node.id) for node in cluster.primaries]
     tags = list(tags_in_slots_of(owners, SLOTS_PER_PRIMARY))
     sides = Traffic("plain", tags, KEYS_PER_SLOT), Traffic("steady", tags, KEYS_PER_SLOT)
     await write_first_values(cluster, sides)
-    return sides
+    return *sides, Together(tags)
 
 
 async def _run_traffic(
-    cluster: Cluster, show: _Show, plain: Traffic, steady: Traffic, address: Address
+    cluster: Cluster, show: _Show, plain: Traffic, steady: Traffic, together: Together, address: Address
 ) -> None:
     """Readers, writers and the mover, for the time the user asked for; a move that has begun is finished."""
     choice = random.Random()
@@ -137,6 +143,10 @@ async def _run_traffic(
             (steady, lambda: SingleServerClient(address)),
         ):
             _start_side(nursery, clients, side, new_client, choice)
+        for work in (together.write_on, together.read_now_on, together.read_snapshots_on):
+            client = SingleServerClient(address)
+            clients.push_async_callback(client.aclose)
+            nursery.start_soon(work, client, READ_PAUSE_SECONDS)
         nursery.start_soon(show.redraw_until_cancelled)
         await _move_slots(cluster, show, sorted({slot_of(key) for key in plain.keys}))
         nursery.cancel_scope.cancel()
@@ -237,6 +247,7 @@ class _Show:
     engine: str = ""
     moves: int = 0
     tallies: dict[str, Tally] = field(default_factory=dict)
+    torn: dict[str, TornTally] = field(default_factory=dict)
     _console: Console = field(default_factory=Console)
     _moving: str = ""
     _begun: float | None = None  # Trio's clock
@@ -262,28 +273,36 @@ class _Show:
         if self.is_quiet or not self._console.is_terminal:
             self.say(f"reading and writing for {self.seconds:.0f} s while slots move")
             return
-        with Live(self._table(), console=self._console, auto_refresh=False, transient=True) as live:
+        with Live(Group(), console=self._console, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(
-                    self._table(f"{max(0.0, self.seconds_left):.0f} s left. {self._moving}"), refresh=True
-                )
+                left = f"{max(0.0, self.seconds_left):.0f} s left. {self._moving}"
+                live.update(Group(self._table(left), self._torn_table()), refresh=True)
                 await trio.sleep(_REDRAW_SECONDS)
 
     def facts(self) -> dict[str, Any]:
         plain, steady = self.tallies[PLAIN], self.tallies[STEADY]
         return {
-            "ok": steady.is_clean,
+            "ok": steady.is_clean and self._is_whole,
             "engine": self.engine,
             "seconds": self.seconds,
             "moves": self.moves,
             "plain": _facts_of(plain),
             "steadyread": _facts_of(steady),
+            "together": {"now": _torn_facts(self.torn[NOW]), "snapshot": _torn_facts(self.torn[AT_SNAPSHOT])},
         }
+
+    @property
+    def _is_whole(self) -> bool:
+        """Reads as they are may be torn, and nothing else."""
+        return self.torn[AT_SNAPSHOT].is_clean and not self.torn[NOW].errors
 
     def summarise(self) -> None:
         self._console.print(self._table(f"{self.moves} moves of slots in {self.seconds:.0f} s"))
-        for name, tally in self.tallies.items():
-            for words in tally.examples.values():
+        self._console.print(self._torn_table())
+        seen = {name: tally.examples for name, tally in self.tallies.items()}
+        seen |= {f"read together {name}": tally.examples for name, tally in self.torn.items()}
+        for name, examples in seen.items():
+            for words in examples.values():
                 self._console.print(f"{name}, for example: {words}", highlight=False, markup=False)
         if self.tallies[PLAIN].is_clean:
             self._console.print(
@@ -291,7 +310,8 @@ class _Show:
                 " moves. Those of Redis up to 8.0 answer nil: try --engine redis-server",
                 highlight=False,
             )
-        verdict = "no wrong read and no error" if self.tallies[STEADY].is_clean else "WRONG READS OR ERRORS"
+        is_ok = self.tallies[STEADY].is_clean and self._is_whole
+        verdict = "no wrong read, no torn snapshot and no error" if is_ok else "WRONG READS OR ERRORS"
         self._console.print(f"Steadyread: {verdict}", highlight=False)
 
     def _table(self, caption: str = "") -> Table:
@@ -304,8 +324,21 @@ class _Show:
             table.add_row(row.replace("_", " "), *[_cell(value, is_fault) for value in cells])
         return table
 
+    def _torn_table(self) -> Table:
+        table = Table(
+            title="keys over all shards, written together (MSET) and read together (MGET) by Steadyread"
+        )
+        table.add_column("")
+        for name in self.torn:
+            table.add_column(name, justify="right", min_width=12)
+        for row, is_fault in _TORN_ROWS.items():
+            cells = [_torn_facts(tally)[row] for tally in self.torn.values()]
+            table.add_row(row, *[_cell(value, is_fault) for value in cells])
+        return table
+
 
 # row -> whether any other number than 0 is a fault
+_TORN_ROWS = {"snapshots": False, "reads": False, "torn": True, "changed": True, "errors": True}
 _ROWS = {
     "reads": False,
     "wrong_nils": True,
@@ -329,6 +362,10 @@ def _facts_of(tally: Tally) -> dict[str, Any]:
         "p99_ms": None if p99 is None else round(p99, 2),
         "examples": tally.examples,
     }
+
+
+def _torn_facts(tally: TornTally) -> dict[str, Any]:
+    return {**{row: getattr(tally, row) for row in _TORN_ROWS}, "examples": tally.examples}
 
 
 def _cell(value: float | None, is_fault: bool) -> str:

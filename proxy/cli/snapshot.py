@@ -22,6 +22,7 @@ OPEN_TIMEOUT_SECONDS = 120.0  # the proxy's own deadline ends it sooner, and say
 COLUMNS = ("id", "name", "state", "age", "expires", "keys", "bytes", "warnings")
 STYLES = {"serving": "green", "aborted": "bold red"}  # state -> style; of the others:
 STYLE = "yellow"
+ENDED = ("closed", "aborted")
 
 EXAMPLES = """\
 examples:
@@ -181,7 +182,7 @@ def _table_of(snapshots: list[dict[str, Any]], current: int | None) -> list[Rend
             facts["name"] or "-",
             state,
             seconds_text(facts["age_seconds"]),
-            facts["expires_at"] or "-",
+            facts["expires_at"] if facts["expires_at"] and facts["state"] not in ENDED else "-",
             str(facts["keys_preserved"]),
             str(facts["bytes_preserved"]),
             str(len(facts["warnings"])),
@@ -194,7 +195,7 @@ def _table_of(snapshots: list[dict[str, Any]], current: int | None) -> list[Rend
 
 
 def _end_of(facts: dict[str, Any]) -> str:
-    if facts["state"] in ("closed", "aborted"):
+    if facts["state"] in ENDED:
         return "it has ended"
     return (
         "it stays open until it is closed"

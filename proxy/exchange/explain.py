@@ -45,6 +45,7 @@ from routing.offsets import Point, Sample, SampleError, parse_sample
 from routing.promotion import Stage
 from routing.proof import Refusal, judge
 from routing.slot import slot_of
+from routing.snapshot_reads import plan
 from routing.topology import Node
 
 READING_SCRIPTS = frozenset({"EVAL_RO", "EVALSHA_RO", "FCALL_RO"})
@@ -107,6 +108,7 @@ class _Read:
     level: ReadLevel
     because: str
     why_owner: str  # why only its owner answers, whatever the state of slot and shard; empty if replicas may
+    refusal: str  # the error that it is at its level, whatever the state of all; empty if it is none
 
 
 def _read_of(arguments: Sequence[bytes], choice: LevelChoice, is_question: bool) -> _Read:
@@ -119,7 +121,11 @@ def _read_of(arguments: Sequence[bytes], choice: LevelChoice, is_question: bool)
     if command.name == "MGET" and len({choice.of_key(other) for other in keys if slot_of(other) == slot}) > 1:
         level, because = STRONG, words.KEYS_DIFFER
     why_owner = words.LEVEL_STRONG if level.level is Level.STRONG else _why_not_at_replicas(command, keys)
-    return _Read(command, key, slot, choice.connection, level, because, why_owner)
+    refusal = ""
+    if level.level is Level.SNAPSHOT:
+        planned = plan(command, arguments)
+        refusal = planned if isinstance(planned, str) else ""
+    return _Read(command, key, slot, choice.connection, level, because, why_owner, refusal)
 
 
 def _whose_choice(choice: LevelChoice, key: bytes, is_question: bool) -> str:
@@ -237,6 +243,8 @@ class _Look:
         refusal = snapshots.refusal(self.snapshot_id)
         if refusal is not None:
             return self._refused(refusal, words.SNAPSHOT_REFUSED)
+        if self.read.refusal:
+            return self._refused(error(self.read.refusal), words.NOT_OF_SNAPSHOT)
         if shard is None:
             return self._refused(self._not_served(), words.SLOT_UNOWNED)
         is_in_flux = self.read.slot in self.exchange.routes.in_flux
@@ -247,8 +255,10 @@ class _Look:
 
     def _markers(self) -> tuple[int, ...]:
         """Of which snapshots' markers the read asks."""
-        ids = self.exchange.snapshots.chain.ids
-        return self.exchange.snapshots.chain.markers_of(self.snapshot_id) if self.snapshot_id in ids else ()
+        if self.snapshot_id is None:
+            return ()
+        chain = self.exchange.snapshots.chain
+        return chain.markers_of(self.snapshot_id) if self.snapshot_id in chain.ids else ()
 
     def _staleness_seconds(self, chosen: CandidateFacts) -> float | None:
         """Of the reply: the snapshot's age, or that of what the node has."""

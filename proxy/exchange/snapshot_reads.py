@@ -64,8 +64,13 @@ class SnapshotReads:
     def connection_for(self, hash_slot: int, kind: int, snapshot_id: int) -> NodeConnection | None:
         """The owner's read connection, if the slot is at rest there and its history was judged."""
         route = self.exchange.routes.of_slot[hash_slot][kind]
-        if isinstance(route, NodeConnection) and route.ready and route.history:
-            return route if self.histories.has_floors_of(snapshot_id, route) else None
+        if (
+            isinstance(route, NodeConnection)
+            and route.ready
+            and self.histories.has_floors_of(snapshot_id, route)
+            and self.snapshots.is_view_fresh(snapshot_id)
+        ):
+            return route
         return None
 
     def question(self, slot: SnapshotSlot) -> bytes:
@@ -93,8 +98,10 @@ class SnapshotReads:
         """For ``Exchange.execute``: queue the guard in front, on a connection whose history was judged."""
 
         def before(connection: NodeConnection) -> bool:
-            if not connection.history or not self.histories.has_floors_of(snapshot_id, connection):
+            if not self.histories.has_floors_of(snapshot_id, connection):
                 self.judge_soon(connection)
+                return False
+            if not self.snapshots.is_view_fresh(snapshot_id):
                 return False
             self.histories.guard(connection, -1)  # a task's request is a step of its own
             return True

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
 from proxy.exchange.snapshot_reads import ABSENT, PREIMAGE, stands_for
+from proxy.protocol.canonical import canonical
 from proxy.protocol.replies import decode, elements
-from proxy.protocol.requests import with_key
+from proxy.protocol.requests import key_of_simple, with_key
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.reply_slot import Slot
 from routing.command import Command
 from routing.redirect import needs_attention
 from routing.snapshot import Chain
+from routing.snapshot_reads import AS_IS
 
 
 class SnapshotSlot(RequestSlot):
@@ -85,6 +87,9 @@ class SnapshotSlot(RequestSlot):
         if not snapshots.is_usable(self.snapshot_id) or (reply[0] == 45 and needs_attention(reply)):
             self.wait("it was turned away")
             return
+        if self.is_instead and reply[0] == 45:
+            instead = {self.key: key_of_simple(self.raw)}
+            reply = canonical(AS_IS, reply, instead)  # which may name the key
         self.reply = reply
         requester.hub.touched(requester)
 

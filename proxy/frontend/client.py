@@ -69,6 +69,7 @@ from routing.command import Command, lookup, refusal
 from routing.explain import ExplainError
 from routing.keys import KeysError, blocks, key_positions, routing_positions, write_positions
 from routing.levels import Level, ReadLevel
+from routing.mode import NO_SNAPSHOT
 from routing.redirect import SCRIPT_COMMANDS
 from routing.slot import slot_of
 from routing.snapshot_reads import is_plain
@@ -90,9 +91,6 @@ WATCH_IN_MULTI = b"-ERR WATCH inside MULTI is not allowed\r\n"
 UNBLOCKED = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"
 EXEC_WITHOUT_MULTI = b"-ERR EXEC without MULTI\r\n"
 DISCARD_WITHOUT_MULTI = b"-ERR DISCARD without MULTI\r\n"
-NO_SNAPSHOT = (
-    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
-)
 MIXED_TRANSACTION = (
     b"-ERR this connection's reads are of a snapshot, and a transaction that writes would read what is there now;"
     b" send the reads before MULTI, or STEADY.READ STRONG first\r\n"
@@ -263,8 +261,9 @@ class ClientConnection(OpenRequests):
                     missing.setdefault(hash_slot, []).append(key)
                     first = min(first, place)
         untaken = 0
-        taken = found[:first] if missing else found
+        taken = found[:first]
         if taken:
+            self._preserve_deadline = 0.0  # what follows has its own time
             untaken = self._relay_found(taken, all(item[0].only_reads for item in taken))
         if not missing:
             return untaken
@@ -406,6 +405,8 @@ class ClientConnection(OpenRequests):
             return
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
+        elif self.snapshot_id and name not in _NEVER_QUEUED and _is_of_snapshot(command, arguments):
+            self._read_at_snapshot(command, arguments, raw)
         elif (handler := _HANDLERS.get(name)) is not None:
             handler(self, command, arguments, raw)
         elif name in _CHANGING_RESP and self.in_flight():
@@ -417,8 +418,6 @@ class ClientConnection(OpenRequests):
             self._subscribe(command, arguments)
         elif name in GATHERED:
             self._work(command, partial(GATHERED[name], self, arguments))
-        elif self.snapshot_id and _is_of_snapshot(command, arguments):
-            self._read_at_snapshot(command, arguments, raw)
         else:
             self._relay_keyed(command, arguments, raw)
 
@@ -466,7 +465,7 @@ class ClientConnection(OpenRequests):
         if number == CURRENT:
             current = snapshots.current()
             if current is None:
-                return NO_SNAPSHOT
+                return encode.error(NO_SNAPSHOT)
             number = current
         return snapshots.refusal(number) or number
 
@@ -685,9 +684,10 @@ class ClientConnection(OpenRequests):
                 self._reply(_QUIT, encode.bulk(level.encode()))
             case steady.SetLevel(level, token):
                 if token is None and (level is None or level.level is not Level.SESSION):
-                    if (
-                        self.has_reads_elsewhere
-                    ):  # at another level, a read of the same key could overtake them
+                    # At another level, a read of the same key could overtake reads elsewhere. And a snapshot may have
+                    # to be looked up in the store.
+                    is_snapshot = level is not None and level.level is Level.SNAPSHOT
+                    if self.has_reads_elsewhere or is_snapshot:
                         self._work(_QUIT, partial(self._set_level_later, level))
                     else:
                         self._reply(_QUIT, self._set_level(level))
@@ -719,6 +719,8 @@ class ClientConnection(OpenRequests):
         return encode.OK
 
     async def _set_level_later(self, level: ReadLevel | None) -> bytes:
+        if level is not None and level.level is Level.SNAPSHOT:
+            await self.exchange.snapshots.catch_up(level.snapshot_id)  # another proxy may just have opened it
         return self._set_level(level)
 
     async def _close_snapshot(self, asked: steady.CloseSnapshot) -> bytes:

@@ -419,7 +419,7 @@ class SnapshotSettings:
             at_least=0.5,
             at_most=3600,
         ),
-    ] = 3.0
+    ] = 5.0
     ttl_seconds: Annotated[
         float,
         Says(

@@ -81,7 +81,6 @@ class Book:
         self._proxy_id = proxy_id
         self._now = now
         self._after = 0  # the log was followed up to this revision
-        self._era = 0  # how often the records were read anew: a batch from before means nothing
         self._is_loaded = False
         self._untidy = trio.Event()  # records may have to be removed, or ended once more
         self._revived: set[int] = set()  # ended here, and open in the store
@@ -239,10 +238,9 @@ class Book:
                     await trio.sleep(RETRY_SECONDS)
 
     async def _follow(self) -> None:
-        era = self._era
         watch = self._store.watch(SNAPSHOT_HEAD, self._after)
-        while era == self._era:
-            self._apply(await watch.next_batch(), era)
+        while True:
+            self._apply(await watch.next_batch())
 
     def _find(self) -> None:
         if self._out_of_reach:
@@ -267,20 +265,18 @@ class Book:
         Others may follow it at the same time: what is known already is not told again.
         """
         while self._after < revision:
-            era = self._era
             try:
                 batch = await self._store.watch(SNAPSHOT_HEAD, self._after).next_batch()
             except CompactedError:
                 await self._read_anew()
             else:
-                self._apply(batch, era)
+                self._apply(batch)
 
     async def _read_anew(self) -> None:
         after = await self._store.revision()  # before the look: what comes after it, a watch brings
         head = await self._store.get(SNAPSHOT_HEAD)
         entries = await self._entries()
         # No await from here on.
-        self._era += 1
         self._after = after
         self._is_loaded = True
         if head is not None:
@@ -305,10 +301,8 @@ class Book:
 
     # -- what is known; all of it synchronous
 
-    def _apply(self, batch: Batch, era: int) -> None:
-        """The next of the log, from ``_after`` or from earlier on. Nothing if the records were read anew meanwhile."""
-        if era != self._era:
-            return
+    def _apply(self, batch: Batch) -> None:
+        """The next of the log, from ``_after`` or from earlier on: what was applied meanwhile is passed over."""
         for change in batch.changes:
             if change.revision > self._after:
                 self._apply_change(change)
@@ -321,7 +315,7 @@ class Book:
         elif snapshot_id := _id_of(change.key):
             if change.value is not None:
                 self._adopt_entry(Entry(change.key, change.value, change.revision))
-            elif change.revision > self.revision_of.get(snapshot_id, 0):
+            elif 0 < self.revision_of.get(snapshot_id, 0) < change.revision:  # else it came and went unseen
                 self._drop(snapshot_id)
 
     def _adopt_entry(self, entry: Entry) -> None:

@@ -30,7 +30,7 @@ SHOWN_MAX = 8
 NO_CLIENTS = frozenset(b"SM")  # flags of replicas and of the primary that a node follows
 
 # Of a reshard or of the functions' library: no client's data. What they carry was preserved or moves as it is.
-_MOVING = frozenset({"MIGRATE", "RESTORE-ASKING", "FUNCTION"})
+_MOVING = frozenset({"MIGRATE", "RESTORE-ASKING", "CLUSTER", "FUNCTION"})
 
 log = get_logger(__name__)
 

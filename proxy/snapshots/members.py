@@ -37,7 +37,7 @@ from proxy.store.interface import (
 from proxy.store.records import MEMBER_ACKS, MEMBERS, numbered, pack, unpack
 from routing.snapshot import SnapshotRecord
 
-RENEWALS: Final = 3  # within a lease's time: two may fail
+RENEWALS: Final = 5  # within a lease's time: four may fail
 RETRY_SECONDS: Final = 0.25  # between two attempts at a store that fails; less with a short lease
 READ_MAX: Final = 100_000  # members, or their acknowledgements
 FORGOTTEN_MAX: Final = 1000  # ended snapshots that nobody acknowledges any more

@@ -13,16 +13,25 @@ from typing import Final
 
 from proxy.metrics import PREFIX, Family, MetricType, Sample
 from proxy.snapshots.facts import Costs, SnapshotFacts
-from routing.snapshot import SnapshotState
+from routing.snapshot import SnapshotRecord, SnapshotState
 
-ABORT_KINDS: Final = ("opening", "preserve", "history", "budget", "detached", "restart")
+OPENING: Final = "opening"
 OTHER: Final = "other"
+_KIND_OF_WORDS: Final = {  # words in the reason of such a record -> kind
+    "a pre-image could not be stored": "preserve",
+    "cannot prove to have its data": "history",
+    "changed its history": "history",
+    "(setting snapshots.": "budget",
+    "wrote without knowing of it": "blind_write",
+}
+ABORT_KINDS: Final = (OPENING, *dict.fromkeys(_KIND_OF_WORDS.values()), OTHER)
 
 
-def abort_kind(reason: str) -> str:
-    """The kind that stands before the sentence of a record's reason, as in ``budget: it is 25 hours old``."""
-    kind = reason.partition(":")[0]
-    return kind if kind in ABORT_KINDS else OTHER
+def abort_kind(record: SnapshotRecord) -> str:
+    """Why it was aborted, as one of a few words. One without floors has never served."""
+    if not record.floors:
+        return OPENING
+    return next((kind for words, kind in _KIND_OF_WORDS.items() if words in record.reason), OTHER)
 
 
 def _counter(name: str, help_: str, *labels: str) -> Family:
@@ -49,23 +58,26 @@ BARRIER_SECONDS = _gauge(
     "snapshot_barrier_seconds", "From the cut until it served, of the snapshot opened here last."
 )
 ABORTED = _counter("snapshots_aborted", "Snapshots that this proxy has seen abort, by why.", "kind")
-BYPASSING = _gauge("snapshot_bypassing_writers", "Clients of the nodes that write past the proxies.")
 
 
 class SnapshotMetrics:
-    """Those of one proxy. ``known``: the snapshots at its start; what aborted before is not counted."""
+    """Those of one proxy."""
 
-    def __init__(self, known: Iterable[SnapshotFacts] = ()) -> None:
+    def __init__(self) -> None:
         self._costs: dict[int, Costs] = {}  # id -> what is counted of it already
-        self._aborted_ids = {
-            facts.record.id for facts in known if facts.record.state is SnapshotState.ABORTED
-        }
+        self._aborted_ids: set[int] = set()  # counted already, or not to be counted
         self._aborted: Counter[str] = Counter()
         self._barrier_of = (0, 0.0)  # the newest id that was opened here, and its barrier
         self._keys = self._bytes = self._too_large = self._preserves = 0
         self._seconds = 0.0
 
-    def samples(self, snapshots: Sequence[SnapshotFacts], bypassing_writers: int = 0) -> Iterator[Sample]:
+    def begin(self, snapshots: Iterable[SnapshotFacts]) -> None:
+        """What aborted before the proxy started is not counted. ``snapshots``: those that it found."""
+        self._aborted_ids |= {
+            facts.record.id for facts in snapshots if facts.record.state is SnapshotState.ABORTED
+        }
+
+    def samples(self, snapshots: Sequence[SnapshotFacts]) -> Iterator[Sample]:
         """All numbers now. ``snapshots``: those that are known."""
         self.look(snapshots)
         states = Counter(facts.record.state for facts in snapshots)
@@ -82,9 +94,8 @@ class SnapshotMetrics:
         yield Sample(PRESERVE_SECONDS_MAX, longest)
         if self._barrier_of[0]:
             yield Sample(BARRIER_SECONDS, self._barrier_of[1])
-        for kind in (*ABORT_KINDS, OTHER):
+        for kind in ABORT_KINDS:
             yield Sample(ABORTED, self._aborted[kind], (kind,))
-        yield Sample(BYPASSING, bypassing_writers)
 
     def look(self, snapshots: Sequence[SnapshotFacts]) -> None:
         """Add up what has grown since the last look."""
@@ -100,7 +111,7 @@ class SnapshotMetrics:
                 self._barrier_of = max(self._barrier_of, (record.id, costs.barrier_seconds))
             if record.state is SnapshotState.ABORTED and record.id not in self._aborted_ids:
                 self._aborted_ids.add(record.id)
-                self._aborted[abort_kind(record.reason)] += 1
+                self._aborted[abort_kind(record)] += 1
         self._costs = {
             facts.record.id: replace(facts.costs) for facts in snapshots
         }  # they are counted in place

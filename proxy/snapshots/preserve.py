@@ -35,7 +35,8 @@ from routing.snapshot_names import is_internal, marker, preimage
 log = get_logger(__name__)
 
 # KEYS: for each key K, its marker M and its pre-image P. ARGV[1]: bytes from which a key is too large, or 0.
-# Its answer, for each key: -1 the marker was there, -2 too large, 0 absent, else the estimated bytes of the copy.
+# Its answer, for each key: -1 the marker was there, -2 not kept, 0 absent, else the estimated bytes of the copy.
+# What cannot be copied, as vector sets on Redis 8.0, is not kept, as what is too large.
 # COPY without REPLACE: a pre-image that is there comes from the same value, by single steps that were cut off.
 SCRIPT = b"""local answers = {}
 local bytes_max = tonumber(ARGV[1])
@@ -50,9 +51,14 @@ for i = 1, #KEYS, 3 do
       redis.call('SET', KEYS[i + 1], 'x')
       answer = -2
     else
-      redis.call('COPY', KEYS[i], KEYS[i + 2])
-      redis.call('SET', KEYS[i + 1], 'p')
-      answer = size
+      local copied = redis.pcall('COPY', KEYS[i], KEYS[i + 2])
+      if type(copied) == 'table' and copied.err then
+        redis.call('SET', KEYS[i + 1], 'x')
+        answer = -2
+      else
+        redis.call('SET', KEYS[i + 1], 'p')
+        answer = size
+      end
     end
   end
   answers[#answers + 1] = answer
@@ -161,14 +167,14 @@ class Preserver:
         When it returns, nothing has run since it saw that: ask ``needs`` again only after awaiting.
         ``deadline``: on Trio's clock.
         """
-        reason = "snapshots' cut takes too long"
+        reason = "it takes too long"
         attempt = 0
-        while self.is_held:
-            with trio.move_on_at(deadline):
-                await self.released.wait()
-            if trio.current_time() >= deadline:
-                return _not_ready(reason)
         while True:
+            while self.is_held:
+                with trio.move_on_at(deadline):
+                    await self.released.wait()
+                if trio.current_time() >= deadline:
+                    return _not_ready("proxies that cut a snapshot together take too long")
             if not self.newest:
                 return None
             missing = {

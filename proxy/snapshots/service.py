@@ -34,6 +34,7 @@ from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
 from proxy.snapshots.links import Links
 from proxy.snapshots.members import Members, Phase
+from proxy.snapshots.metrics import SnapshotMetrics
 from proxy.snapshots.preserve import Preserver, Ways
 from proxy.snapshots.room import INFO_MEMORY, refusals
 from proxy.snapshots.sweep import Sweeper, SweepPace
@@ -50,6 +51,7 @@ from routing.topology import Address
 
 BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
 ATTEMPT_PAUSE_SECONDS = 0.02
+LOOK_SECONDS = 0.002  # while another proxy opens
 ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
 RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
@@ -82,6 +84,8 @@ class Snapshots:
         self.cuts = 0  # on this proxy
         self.aborted_total = 0
         self._serving: dict[int, SnapshotRecord] = {}
+        # Cut by another proxy: no view from before this (Trio time) may be read by. See ``is_view_fresh``.
+        self._view_from: dict[int, float] = {}
         self._ended: dict[int, str] = {}  # ended here, and maybe not in the store yet: why
         self._topology = topology
         self._links = links
@@ -104,6 +108,7 @@ class Snapshots:
         self._has_work = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._problem = ""
+        self._metrics = SnapshotMetrics()
         self._is_blind = False  # this proxy may have written past what others have cut
         self._began_at = now()
         self.bypass = BypassWatch(
@@ -160,6 +165,20 @@ class Snapshots:
             return self.members.valid_until == inf or trio.current_time() < self.members.valid_until
         return snapshot_id in self._closing_since and snapshot_id not in self._ended
 
+    def is_view_fresh(self, snapshot_id: int) -> bool:
+        """Whether the view is no older than the cut, so that slots that moved before it are read where they were then.
+
+        This proxy's own writes go by its view, so its own cuts need no look.
+        """
+        since = self._view_from.get(snapshot_id)
+        if since is None:
+            return True
+        if self._topology.looked_at >= since:
+            del self._view_from[snapshot_id]
+            return True
+        self._topology.refresh_soon()
+        return False
+
     def may_have_keys(self) -> bool:
         """Whether internal keys may stand in the cluster."""
         return self.sweeper.may_have_keys
@@ -189,6 +208,20 @@ class Snapshots:
         """Part of a write that was begun after ``cuts`` cuts is sent again: it may stand on both sides of a cut."""
         if self._barrier is not None and cuts != self.cuts:
             self._spoiled = reason
+
+    async def catch_up(self, snapshot_id: int | None) -> None:
+        """Know of a snapshot that another proxy has just opened, if there is one; None: of any."""
+        if snapshot_id in self._serving:
+            return
+        try:
+            with trio.move_on_after(ATTENTIVE_SECONDS), self._store.attentive():
+                await self.book.fresh_last_id()
+                record = self.book.records.get(snapshot_id or self.book.last_id)
+                while record is not None and record.state is SnapshotState.OPENING:
+                    await trio.sleep(LOOK_SECONDS)
+                    record = self.book.records.get(record.id)
+        except StoreError as failed:
+            log.info("snapshots_not_looked_up", reason=failed)  # what is known then decides
 
     # -- for operators
 
@@ -260,6 +293,7 @@ class Snapshots:
         ]
 
     def samples(self) -> Iterator[MetricSample]:
+        yield from self._metrics.samples(self.facts())
         yield from self.sweeper.samples()
         yield from self.bypass.samples()
 
@@ -430,11 +464,19 @@ class Snapshots:
 
     async def _refuse_without_room(self) -> None:
         replies: dict[Address, bytes] = {}
-        for address in self._primaries():
+        failures: list[str] = []
+
+        async def one(address: Address) -> None:
             try:
                 replies[address] = await self._ask(address, INFO_MEMORY)
-            except (ConnectionLostError, OSError) as lost:
-                raise SnapshotError(f"NOTREADY {address} does not answer: {lost}") from lost
+            except ConnectionLostError as lost:
+                failures.append(f"{address} does not answer: {lost}")
+
+        async with trio.open_nursery() as nursery:
+            for address in self._primaries():
+                nursery.start_soon(one, address)
+        if failures:
+            raise SnapshotError(f"NOTREADY {failures[0]}")
         if found := refusals(replies, self.settings.memory_percent_max):
             raise SnapshotError(f"ERR {'; '.join(found)}")
 
@@ -473,6 +515,8 @@ class Snapshots:
         if new.state is SnapshotState.SERVING and number not in self._ended:
             if number not in self.histories.floors:
                 self.histories.begin(number, restored(new.floors))
+                self._view_from[number] = trio.current_time()
+                self._topology.refresh_soon()
             self._serving[number] = new
         else:
             self._serving.pop(number, None)
@@ -482,6 +526,7 @@ class Snapshots:
                 self._start(self._finish_reading, number)
         if not new.is_open:
             self._closing_since.pop(number, None)
+            self._view_from.pop(number, None)
             self.histories.end(number)
             if new.state is SnapshotState.ABORTED:
                 self._ended[number] = new.reason
@@ -512,7 +557,7 @@ class Snapshots:
             while (now := self.book.records.get(record.id)) is not None:
                 if now.state is not SnapshotState.OPENING:
                     break
-                await trio.sleep(0.002)
+                await trio.sleep(LOOK_SECONDS)
 
     async def _cut_for_other(self, record: SnapshotRecord) -> None:
         """Another proxy opens, and this one has cut: drain, say so, and hold until it serves."""
@@ -643,6 +688,7 @@ class Snapshots:
                     if trio.current_time() - since > CLOSE_SECONDS:
                         await self._end_closing(record.id)
             self._problem = ""
+            self._forget_gone()
         except BookError as refused:
             log.debug("snapshot_moved_elsewhere", reason=str(refused))
         except StoreError as failed:
@@ -657,6 +703,12 @@ class Snapshots:
             await self._end_closing(record.id)
         elif self.settings.on_budget is OnBudget.ABORT and (over := self._over_budget(record, now)):
             self._abort([record.id], over)
+
+    def _forget_gone(self) -> None:
+        """What is known of snapshots whose records are gone."""
+        for known in (self.preserver.costs, self._barrier_seconds, self._ended):
+            for number in [number for number in known if number not in self.book.records]:
+                known.pop(number)
 
     def _over_budget(self, record: SnapshotRecord, now: float) -> str | None:
         age_max, bytes_max = self.settings.age_seconds_max, self.settings.preserved_bytes_max

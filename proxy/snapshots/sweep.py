@@ -61,7 +61,6 @@ class _PassError(Exception):
 class _Pass:
     """What one pass saw."""
 
-    chain_changes: int  # how many there had been when it began
     began: float  # trio time
     found: int = 0  # keys to delete
     swept: int = 0
@@ -103,7 +102,6 @@ class Sweeper:
             False  # the last pass found keys and could delete none: another sweeper's work, if once
         )
         self._ids = set(chain().ids)
-        self._chain_changes = 0
         self._changed_at = -inf  # trio time
         self._wake = trio.Event()
 
@@ -115,7 +113,6 @@ class Sweeper:
     def chain_changed(self) -> None:
         """To be called at every change of the chain, after it. What left the chain is swept soon."""
         before, self._ids = self._ids, set(self._chain().ids)
-        self._chain_changes += 1
         self._changed_at = trio.current_time()
         self._may_have_keys = True
         if before - self._ids:
@@ -158,7 +155,7 @@ class Sweeper:
     async def sweep_once(self) -> _Pass | None:
         """One pass; None if it ended early, and ``problems`` says why. If cancelled, some keys may be deleted."""
         self.running_since = trio.current_time()
-        current = _Pass(self._chain_changes, self.running_since)
+        current = _Pass(self.running_since)
         try:
             await self._pass(current)
         except _PassError as error:
@@ -184,8 +181,6 @@ class Sweeper:
         return (
             done.is_still
             and not (done.found or done.kept or done.foreign or done.has_absent)
-            and not self._chain().ids
-            and done.chain_changes == self._chain_changes
             and done.began >= self._changed_at + self.pace.settle_seconds
         )
 
@@ -273,9 +268,11 @@ class Sweeper:
             async with limiter:
                 if not failures:
                     try:
-                        current.swept += await self._unlinked(slot, keys)
+                        count = await self._unlinked(slot, keys)
                     except _PassError as error:
                         failures.append(str(error))
+                    else:
+                        current.swept += count
 
         async with trio.open_nursery() as nursery:
             for slot, found in names.items():

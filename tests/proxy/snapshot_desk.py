@@ -42,6 +42,10 @@ class PlainDesk:
     known: list[SnapshotFacts] = field(default_factory=list)
     asked: list[tuple[object, ...]] = field(default_factory=list)
     problem: str = ""
+    cuts: int = 0
+
+    async def catch_up(self, snapshot_id: int | None) -> None:
+        """It knows all there is."""
 
     @property
     def chain(self) -> Chain:

@@ -116,6 +116,32 @@ def test_a_read_that_is_refused_says_so() -> None:
     assert (facts["asked"], facts["role"], facts["refusal"]) == ("strong", None, refused.refusal)
 
 
+def test_a_read_of_a_snapshot_says_which_and_which_markers_decide() -> None:
+    """The last three of four are in its chain; with one marker there is nothing that could come first."""
+    of_snapshot = replace(
+        EXPLANATION,
+        level=ReadLevel(Level.SNAPSHOT),
+        because=explain.BY_MODE,
+        given=Level.SNAPSHOT,
+        floor=None,
+        snapshot_id=7,
+        markers=(7, 8, 10),
+    )
+    lines = as_lines(of_snapshot)
+    assert "level      snapshot current: the routing mode; asked: auto" in lines
+    assert (
+        "snapshot   7; markers of 7, 8, 10: the first that exists decides; without one the key is as it was"
+        in lines
+    )
+    facts = as_json(of_snapshot)
+    assert (facts["snapshot"], facts["markers"], facts["given"]) == (7, [7, 8, 10], "snapshot")
+    only = as_lines(replace(of_snapshot, markers=(10,), snapshot_id=10))
+    assert "snapshot   10; markers of 10: without it the key is as it was" in only
+    ended = as_lines(replace(of_snapshot, markers=(), served_by=None))
+    assert "snapshot   7" in ended
+    assert not any(line.startswith("snapshot") for line in as_lines(EXPLANATION))
+
+
 def test_json_tells_what_people_are_told() -> None:
     facts = json.loads(json.dumps(as_json(EXPLANATION), allow_nan=False))
     assert facts["floor"] == {"replid": HISTORY.decode(), "offset": 1650}

@@ -97,6 +97,7 @@ class Tally:
     reads_lost: int = 0  # with their connection
     writes: int = 0  # acknowledged
     writes_refused: Counter[str] = field(default_factory=Counter)
+    refusals: dict[str, str] = field(default_factory=dict)  # of each what and code, the first one in full
     writes_lost: int = 0
     opened: int = 0
     opens_refused: Counter[str] = field(default_factory=Counter)
@@ -108,6 +109,12 @@ class Tally:
         default_factory=list
     )  # from the last CLOSE until no internal key was left
     faults_done: Counter[str] = field(default_factory=Counter)  # what was done to the cluster or the proxies
+
+    def refuse(self, counter: Counter[str], what: str, text: str) -> None:
+        """Count an error reply that is no fault by itself. ``what`` was refused."""
+        code = text.partition(" ")[0]
+        counter[code] += 1
+        self.refusals.setdefault(f"{what.partition(' ')[0]} {code}", f"{what[:SHOWN_BYTES]}: {text}")
 
     def fault(self, kind: Fault, words: str) -> None:
         self.faults[kind] += 1
@@ -168,11 +175,11 @@ class View:
     def take_listing(self, what: str, names: Sequence[bytes], tally: Tally) -> None:
         """``names``: all that SCAN or KEYS gave."""
         tally.checked[Check.LISTINGS] += 1
-        shown = set(names)
+        found = set(names)
         if self._listed is None:
-            self._listed = shown
-        elif shown != self._listed:
-            told = f"{what} of snapshot {self.id}: {_some(shown ^ self._listed)} in one listing only"
+            self._listed = found
+        elif found != self._listed:
+            told = f"{what} of snapshot {self.id}: {_some(found ^ self._listed)} in one listing only"
             tally.fault(Fault.CHANGED, told)
         if not self._is_bounded:
             return
@@ -182,17 +189,17 @@ class View:
             of_this = expectation.names()
             must |= of_this[0]
             may |= of_this[1]
-        for words, wrong in (("lacks", must - shown), ("shows", shown - may)):
+        for words, wrong in (("lacks", must - found), ("shows", found - may)):
             if wrong:
                 tally.fault(Fault.LISTING, f"{what} of snapshot {self.id} {words} {_some(wrong)}")
 
     def _take_refusal(self, read: Read, refusals: list[str], tally: Tally) -> str | None:
-        codes = [refusal.partition(" ")[0] for refusal in refusals]
-        code = next((code for code in codes if code in REFUSALS), None)
-        if code is None:
+        refusal = next((refusal for refusal in refusals if refusal.startswith(REFUSALS)), None)
+        if refusal is None:
             self._blame(Fault.ERROR, read, refusals[-1], "", tally)
             return None
-        tally.reads_refused[code] += 1
+        tally.refuse(tally.reads_refused, shown(read.payload), refusal)
+        code = refusal.partition(" ")[0]
         self.has_ended = self.has_ended or code == ENDED
         return code
 
@@ -205,10 +212,14 @@ class View:
             self._blame(Fault.CHANGED, read, f"{raw!r}", f"was {first!r}", tally)
 
     def _blame(self, fault: Fault, read: Read, words: str, then: str, tally: Tally) -> None:
-        parts = [part.decode(errors="replace") for part in read.payload.split(b"\r\n")]
-        asked = " ".join(part for part in parts if not part.startswith(("$", "*")))
-        told = f"snapshot {self.id}: {asked[:SHOWN_BYTES]}: {words[:SHOWN_BYTES]}"
+        told = f"snapshot {self.id}: {shown(read.payload)[:SHOWN_BYTES]}: {words[:SHOWN_BYTES]}"
         tally.fault(fault, f"{told}; {then[:SHOWN_BYTES]}" if then else told)
+
+
+def shown(payload: bytes) -> str:
+    """The words of requests."""
+    parts = [part.decode(errors="replace") for part in payload.split(b"\r\n")]
+    return " ".join(part for part in parts if part and not part.startswith(("$", "*")))
 
 
 def canonical(label: str, replies: list[Reply]) -> list[Reply]:

@@ -99,7 +99,7 @@ class Lives:
             with trio.fail_after(OPEN_SECONDS):
                 snapshot_id = await self._doors.open(door)
         except Refused as refusal:
-            self._tally.opens_refused[refusal.code] += 1
+            self._tally.refuse(self._tally.opens_refused, "OPEN", str(refusal))
             return None
         except (Lost, trio.TooSlowError):
             self._tally.opens_lost += 1
@@ -217,7 +217,7 @@ class Lives:
             with trio.fail_after(DEADLINE_SECONDS):
                 return await self._doors.reader(door, view.id, resp3=resp3)
         except Refused as refusal:
-            self._tally.reads_refused[refusal.code] += 1
+            self._tally.refuse(self._tally.reads_refused, "STEADY.READ", str(refusal))
             view.has_ended = view.has_ended or refusal.code == ENDED
         except (Lost, trio.TooSlowError):
             self._tally.reads_lost += 1
@@ -267,7 +267,8 @@ class Lives:
             except Refused as refusal:
                 if refusal.code not in ("SNAPSHOTTOOOLD", "NOTREADY"):
                     self._tally.fault(Fault.ERROR, f"{what} of snapshot {view.id}: {refusal}")
-                self._tally.reads_refused[refusal.code] += 1
+                else:
+                    self._tally.refuse(self._tally.reads_refused, what, str(refusal))
             except (Lost, trio.TooSlowError):
                 self._tally.reads_lost += 1
             finally:

@@ -16,7 +16,7 @@ import trio
 
 from tests.live.campaign.resp import ErrorReply, Reply, frame
 from tests.live.campaign.workload import refusals_in
-from tests.live.snapshots.checks import Fault, Tally
+from tests.live.snapshots.checks import Fault, Tally, shown
 from tests.live.snapshots.doors import Answer, Client, Doors, Lost
 from tests.live.snapshots.families import Keys, Parts
 from tests.live.snapshots.subjects import Chain, Queue, Shares, Subject, Tills, VersionedKeys
@@ -302,7 +302,8 @@ class Caller:
             raise
         refusal = _refusal(answer)
         if refusal is not None:
-            self._tally.writes_refused[refusal.decode(errors="replace").partition(" ")[0]] += 1
+            text = refusal.decode(errors="replace")
+            self._tally.refuse(self._tally.writes_refused, shown(payload), text)
             return None
         self._tally.writes += 1
         return answer

@@ -68,6 +68,7 @@ def remarks(outcome: Outcome) -> str:
         "writes refused": tally.writes_refused,
     }
     lines += [f"  {what}: {dict(codes)}" for what, codes in refusals.items() if codes]
+    lines += [f"  refused: {example}" for example in tally.refusals.values()]
     lines += [f"  too little: {words}" for words in outcome.missing]
     for fault, told in tally.examples.items():
         lines += [f"  {fault.value}: {example}" for example in told]

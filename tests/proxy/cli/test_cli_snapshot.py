@@ -49,7 +49,7 @@ def test_the_list_is_a_table_with_a_line_for_each_that_needs_a_look(
         assert capsys.readouterr().out == "no snapshot is open\n"
         desk.known += [
             facts_of(5, ABORTED, reason="budget: it is 25 h old\x1b[2J"),
-            facts_of(6, CLOSED),
+            facts_of(6, CLOSED, expires_at=1_800_000_600.0),
             facts_of(7, name="report", warnings=("10.0.0.9:4000 writes past the proxies",)),
         ]
         assert main(["snapshot", "list", "--admin", address]) == 0
@@ -67,7 +67,7 @@ def test_the_list_is_a_table_with_a_line_for_each_that_needs_a_look(
         "bytes": "700",
         "warnings": "1",
     }
-    assert (aborted[2], closed[2]) == ("aborted", "closed")
+    assert (aborted[2], closed[2], closed[4]) == ("aborted", "closed", "-")
     assert shown.splitlines()[-2:] == [
         "5 was aborted: budget: it is 25 h old\\x1b[2J",
         "7: 10.0.0.9:4000 writes past the proxies",

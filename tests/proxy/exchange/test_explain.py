@@ -20,10 +20,12 @@ from proxy.replicas.service import Replica, ReplicaOptions, ShardReplicas
 from routing import explain as words
 from routing.explain import CandidateFacts, ExplainError, Explanation, Preference, as_json
 from routing.levels import STRONG, Level, LevelChoice, PrefixRule, ReadLevel
+from routing.mode import NO_SNAPSHOT
 from routing.offsets import NO_POINT, Point, Sample
 from routing.promotion import Stage
 from routing.slot import slot_of
 from tests.proxy.exchange.test_replica_reads import INFO, X, Y, primary, replica
+from tests.proxy.snapshot_desk import ABORTED, CLOSED, PlainDesk, facts_of
 from tests.proxy.world import DEADLINE_SECONDS, Client, FakeNode, World, keys_of, world_of
 
 CAUGHT_UP = ReadLevel(Level.CAUGHT_UP)
@@ -371,6 +373,110 @@ async def test_a_slot_without_an_owner(autojump_clock: MockClock, scene: Scene) 
     found = await scene.explain(EVENTUAL)
     assert (found.owner, found.candidates, found.slot_state) == (None, (), words.UNOWNED)
     assert found.refusal.startswith(f"NOTREADY slot {scene.slot} was not served within 5 s (no node serves")
+
+
+# -- of a snapshot
+
+
+@pytest.fixture
+async def desk(scene: Scene) -> PlainDesk:
+    """5 and 8 serve, 7 is closed between them, and 9 was aborted."""
+    known = [facts_of(5), facts_of(7, CLOSED), facts_of(8, age_seconds=3.0), facts_of(9, ABORTED)]
+    scene.world.exchange.snapshots = desk = PlainDesk(known)
+    return desk
+
+
+async def test_a_snapshot_is_read_at_the_owner_by_the_markers_of_its_chain(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    """However good the replicas are, and whatever the command is that replicas are never asked for."""
+    for read in ((b"GET", scene.key), (b"HSCAN", scene.key, b"0"), (b"MGET", scene.key, scene.other)):
+        found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=5), *read)
+        scene.assert_by(found, scene.primary, Level.SNAPSHOT)
+        assert scene.why(found) == [words.LEVEL_SNAPSHOT] * 3
+        assert (found.snapshot_id, found.markers, found.staleness_seconds) == (5, (5, 7, 8, 9), 60.0)
+        assert (found.floor, scene.first.take(), found.because) == (None, [], words.BY_CONNECTION)
+
+
+async def test_the_current_snapshot_is_the_newest_that_serves(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    snapshot = ReadLevel(Level.SNAPSHOT)
+    choice = LevelChoice(None, (PrefixRule(scene.key, EVENTUAL),), None, snapshot)
+    found = await scene.explain(snapshot, choice=choice)
+    scene.assert_by(found, scene.primary, Level.SNAPSHOT)
+    assert (found.snapshot_id, found.markers, found.staleness_seconds) == (8, (8, 9), 3.0)
+    assert (found.asked, str(found.level)) == (None, "snapshot current")
+    assert found.because == f"{words.BY_MODE}; {words.RULES_DO_NOT_COUNT}"
+
+
+async def test_a_snapshot_of_a_slot_in_flux(autojump_clock: MockClock, scene: Scene, desk: PlainDesk) -> None:
+    scene.world.migrations = {scene.slot: (0, 1)}
+    scene.world.see()
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT))
+    scene.assert_by(found, scene.primary, Level.SNAPSHOT)
+    assert scene.why(found) == [words.SNAPSHOT_IN_FLUX] * 3
+    assert scene.row(found, scene.world.nodes[1]).why == words.MIGRATION_TARGET
+
+
+async def test_a_snapshot_that_does_not_serve_is_refused_and_nobody_is_asked(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    """Promise 9: with the error that the read would get."""
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=9))
+    scene.assert_by(found, None, None)
+    assert found.refusal == "SNAPSHOTTOOOLD snapshot 9 has ended; open another one"
+    assert scene.why(found) == [words.SNAPSHOT_REFUSED] * 3
+    assert (found.snapshot_id, found.markers, found.staleness_seconds) == (9, (), None)
+    desk.known.clear()
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT))
+    assert (found.refusal, found.snapshot_id) == (NO_SNAPSHOT, None)
+    assert scene.primary.take() == []
+
+
+async def test_what_no_snapshot_answers_is_refused_as_the_read_is(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    client = scene.world.client()
+    client.send(encoded("STEADY.READ", "SNAPSHOT", "8") + encoded("OBJECT", "ENCODING", scene.key))
+    await scene.world.settle()
+    told = client.replies()[1]
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=8), b"OBJECT", b"ENCODING", scene.key)
+    scene.assert_by(found, None, None)
+    assert told == f"-{found.refusal}\r\n".encode()
+    assert scene.why(found) == [words.NOT_OF_SNAPSHOT] * 3
+    assert scene.primary.take() == []
+
+
+async def test_a_snapshot_of_a_shard_whose_primary_is_down(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    await scene.lose(scene.primary)
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT))
+    scene.assert_by(found, None, None)
+    assert found.refusal.startswith(f"NOTREADY slot {scene.slot} was not served within 5 s")
+    scene.world.owners[scene.slot] = -1
+    scene.world.see()
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT))
+    assert found.refusal.endswith("(no node serves the slot); it did not run and may be sent again")
+
+
+async def test_a_snapshot_that_ends_while_its_owner_is_asked(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    """A reply is used only if the snapshot still serves when it is complete."""
+    scene.told[scene.primary] = None
+
+    async def end() -> None:
+        await trio.sleep(1.0)
+        desk.known[2] = facts_of(8, ABORTED)
+        scene.told[scene.primary] = primary(100)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=8))
+    scene.assert_by(found, None, None)
+    assert found.refusal.startswith("SNAPSHOTTOOOLD snapshot 8")
 
 
 # -- with the primary down

@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.frontend.client import CURRENT_SNAPSHOT, ClientConnection
+from proxy.exchange.open_requests import CURRENT
+from proxy.frontend.client import ClientConnection
 from proxy.protocol.encode import command as encoded
 from proxy.settings import ReadRuleSettings, ReadSettings, Settings
 from proxy.topology.audit import Operator
@@ -20,7 +21,9 @@ from tests.proxy.snapshot_desk import ABORTED, PlainDesk, facts_of
 from tests.proxy.world import Client, FakeTransport, World, keys_of, world_of
 
 RULES = ReadSettings(rules=(ReadRuleSettings("cache:", "eventual"),))
-NO_SNAPSHOT = b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN\r\n"
+NO_SNAPSHOT = (
+    b"-NOTREADY no snapshot is open; open one with STEADY.SNAPSHOT OPEN, or choose another level\r\n"
+)
 
 
 @pytest.fixture
@@ -150,7 +153,7 @@ async def test_the_mode_and_a_listener_bind_to_whichever_is_current_whatever_the
     client, strong = world.client(), world.client()
     await said(world, strong, "STEADY.READ STRONG")
     world.server.adopt_mode(Level.SNAPSHOT)
-    assert bound_to(client) == (CURRENT_SNAPSHOT, False)
+    assert bound_to(client) == (CURRENT, False)
     assert bound_to(strong) == (0, False)
     assert await said(world, client, "STEADY.READ") == b"$4\r\nauto\r\n"
     world.server.adopt_mode(Level.STRONG)
@@ -158,7 +161,7 @@ async def test_the_mode_and_a_listener_bind_to_whichever_is_current_whatever_the
     by_port = ClientConnection(
         world.server, world.exchange, FakeTransport(), "peer", "local", ReadLevel(Level.SNAPSHOT)
     )
-    assert (by_port.snapshot_id, by_port.policy) == (CURRENT_SNAPSHOT, None)
+    assert (by_port.snapshot_id, by_port.policy) == (CURRENT, None)
 
 
 async def test_reset_and_another_resp_version(world: World, desk: PlainDesk) -> None:
@@ -194,7 +197,7 @@ async def test_a_snapshot_shows_what_its_client_was_told_before(
     [key] = keys_of(world, 0, 1)
     was_answered = False
     client = world.client()
-    client.send(encoded("SET", key, "v") + encoded("STEADY.SNAPSHOT", "OPEN") + encoded("DEL", key))
+    client.send(encoded("SET", key, "v") + encoded("STEADY.SNAPSHOT", "OPEN") + encoded("INCR", key))
     await world.settle()
     assert desk.asked == []
     assert world.nodes[0].take() == [[b"SET", key, b"v"]]
@@ -204,7 +207,7 @@ async def test_a_snapshot_shows_what_its_client_was_told_before(
     assert world.nodes[0].take() == []
     await trio.sleep(1.5)
     await world.settle()
-    assert world.nodes[0].take() == [[b"DEL", key]]
+    assert world.nodes[0].take() == [[b"INCR", key]]
     world.nodes[0].reply(b":1\r\n")
     await world.settle()
     assert client.replies() == [b"+OK\r\n", b":7\r\n", b":1\r\n"]

@@ -22,12 +22,13 @@ from proxy.protocol.requests import (
     ProtocolError,
     RequestLimits,
     RequestParser,
+    Simple,
     parse_length,
     remember_simple,
     scan_simple,
     split_inline,
 )
-from routing.command import COMMANDS, Command, lookup
+from routing.command import COMMANDS, lookup
 from routing.slot import slot_of
 
 LIMITS = RequestLimits(request_bytes_max=1024 * 1024, bulk_bytes_max=512 * 1024)
@@ -277,10 +278,10 @@ def test_scan_and_parser_frame_alike_whatever_came_before(
     for arguments in learned:
         learn(arguments)
     data = mutated(b"".join(frames), mutations)
-    found: list[tuple[Command, bytes, int]] = []
+    found: list[Simple] = []
     stopped = scan_simple(data, 0, 1000, found, LIMITS.request_bytes_max)
     at = 0
-    for command, raw, hash_slot in found:
+    for command, raw, hash_slot, key in found:
         assert data.startswith(raw, at)
         expected = RequestParser(LIMITS).parse(data, at)
         assert expected is not None
@@ -288,6 +289,7 @@ def test_scan_and_parser_frame_alike_whatever_came_before(
         assert (arguments, end - at) == reference_frame(data[at:]) == reference_frame(raw)
         assert raw == data[at:end]
         assert command is lookup(arguments)
+        assert key == arguments[1]
         assert hash_slot == slot_of(arguments[1])
         at = end
     assert stopped == at
@@ -303,7 +305,7 @@ def test_the_scan_takes_what_was_learned(learned: list[list[bytes]]) -> None:
         if len(arguments[1]) >= 4096:
             continue
         raw = frame(arguments)
-        found: list[tuple[Command, bytes, int]] = []
+        found: list[Simple] = []
         assert scan_simple(raw + b"*1\r\n$4\r\nPING\r\n", 0, 9, found, LIMITS.request_bytes_max) == len(raw)
         assert [(item[1], item[2]) for item in found] == [(raw, slot_of(arguments[1]))]
         for size in range(len(raw) if len(raw) < 300 else 0):
@@ -313,7 +315,7 @@ def test_the_scan_takes_what_was_learned(learned: list[list[bytes]]) -> None:
 def test_the_scan_stops_at_its_count_and_at_too_large_a_value() -> None:
     learn([b"SET", b"k", b"v"])
     raw = frame([b"SET", b"k", b"v" * 5000])
-    found: list[tuple[Command, bytes, int]] = []
+    found: list[Simple] = []
     assert scan_simple(raw * 3, 0, 2, found, 5000) == 2 * len(raw)
     assert len(found) == 2
     assert scan_simple(raw * 3, 0, 2, found, 4999) == 0

@@ -237,3 +237,33 @@ def test_no_secret_is_shown() -> None:
     assert text.count('= "(set)"  # default') == 5
     assert "hunter2" not in str(facts_of(Loaded(settings, {})))
     assert "password" not in tomllib.loads(text)["cluster"]
+
+
+def test_the_operators_page_lists_the_snapshot_settings() -> None:
+    """Each with its default and its meaning, as ``config show`` has them."""
+    shown = toml_of(load())
+    page = Path(__file__).parents[3].joinpath("docs", "snapshots.md").read_text()
+    listed = [line.split(" | ") for line in page[page.index("## Settings") :].splitlines()[6:]]
+    options = list(table_of(SnapshotSettings).options())
+    assert len(listed) == len(options)
+    for (name, default, meaning), (_, option) in zip(listed, options, strict=True):
+        assert name == f"| `{option.name}`"
+        assert f"\n{option.name} = {default.strip('`')}  # default\n" in shown
+        assert meaning == f"{option.says.meaning} |"
+
+
+def test_snapshot_settings_come_from_the_environment_too(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[snapshots]\nopen_max = 3\nttl_seconds = 60\n")
+    environment = {
+        "STEADYREAD_SNAPSHOTS__TTL_SECONDS": "90",
+        "STEADYREAD_SNAPSHOTS__ON_BUDGET": "warn",
+    }
+    result = load(file=file, environment=environment)
+    assert result.settings.snapshots == SnapshotSettings(
+        open_max=3, ttl_seconds=90.0, on_budget=OnBudget.WARN
+    )
+    facts = {fact["setting"]: fact for fact in facts_of(result)}
+    assert facts["snapshots.on_budget"]["value"] == "warn"
+    assert facts["snapshots.on_preserve_failure"]["value"] == "abort"
+    assert not facts["snapshots.ttl_seconds"]["live"]

@@ -1,4 +1,4 @@
-"""No snapshot is opened where a server evicts, is nearly full, or does not say; the text names the node and the way out."""
+"""No snapshot is opened where a server evicts, is nearly full, or does not say; the text names node and way out."""
 
 from __future__ import annotations
 
