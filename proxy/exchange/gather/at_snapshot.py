@@ -51,6 +51,8 @@ class KeysAtSnapshot:
         return snapshots.refusal(self._id) or error("NOTREADY the snapshot changed; send it again")
 
     async def candidates(self, slot: int, listed: SlotKeys) -> Candidates:
+        if not listed.keys:  # as of most slots, often
+            return Candidates(slot, listed.address, ())
         found = SlotCandidates(slot, self._ids())
         for at in range(0, len(listed.keys), CHECKPOINT_KEYS):
             found.add(listed.keys[at : at + CHECKPOINT_KEYS])

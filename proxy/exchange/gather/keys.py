@@ -43,7 +43,6 @@ SYNTAX = error("ERR syntax error")
 INVALID_CURSOR = error("ERR invalid cursor")
 NOT_AN_INTEGER = error("ERR value is not an integer or out of range")
 TOO_MANY_KEYS = error(f"ERR the reply to KEYS would be more than {KEYS_BYTES_MAX} bytes: use SCAN")
-NO_SNAPSHOT_REPLY = error(NO_SNAPSHOT)
 NO_CHANCE = error(
     "ERR RANDOMKEY cannot be answered as of a snapshot: the nodes draw from the keys of now; use SCAN, or read at"
     " another level (STEADY.READ)"
@@ -91,7 +90,7 @@ def _keyspace(requests: OpenRequests) -> Keyspace | bytes:
     if snapshot_id == CURRENT:
         current = exchange.snapshots.current()
         if current is None:
-            return NO_SNAPSHOT_REPLY
+            return error(NO_SNAPSHOT)
         snapshot_id = current
     return exchange.snapshots.refusal(snapshot_id) or KeysAtSnapshot(exchange, snapshot_id)
 
