@@ -47,7 +47,6 @@ class PlainDesk:
     async def catch_up(self, snapshot_id: int | None) -> None:
         """It knows all there is."""
 
-
     @property
     def chain(self) -> Chain:
         return chain_of(facts.record for facts in self.known)

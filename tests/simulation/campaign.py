@@ -37,7 +37,9 @@ class Summary:
     def __str__(self) -> str:
         figures = {**vars(self.counts), **self.troubles}
         lines = [f"{name.replace('_', ' '):>24} {number}" for name, number in figures.items()]
-        return "\n".join([f"{'histories':>24} {self.histories}", *lines, f"{'broken':>24} {len(self.broken)}"])
+        return "\n".join(
+            [f"{'histories':>24} {self.histories}", *lines, f"{'broken':>24} {len(self.broken)}"]
+        )
 
 
 def play(seeds: Sequence[int], *, jobs: int, plant: str = "") -> Iterator[Outcome]:

@@ -54,7 +54,9 @@ NO_REPLID: Final = "0" * 40
 PING_BYTES: Final = 14  # what a primary sends its replicas now and then, without any write
 _LIMITS = RequestLimits()
 _WITHIN_TRANSACTION = frozenset({b"EXEC", b"DISCARD", b"MULTI", b"WATCH", b"RESET", b"QUIT"})
-_TOLD_BEFORE_LOADED = frozenset({b"INFO", b"CLUSTER", b"PING", b"CLIENT", b"HELLO", b"AUTH", b"ROLE", b"READONLY"})
+_TOLD_BEFORE_LOADED = frozenset(
+    {b"INFO", b"CLUSTER", b"PING", b"CLIENT", b"HELLO", b"AUTH", b"ROLE", b"READONLY"}
+)
 
 
 @dataclass(slots=True)
@@ -407,12 +409,7 @@ class ServerNode:
         owner = self.belief.owner(slot)
         if owner == self.index and self.is_primary:
             return None
-        if (
-            not self.is_primary
-            and peer.is_readonly
-            and not writes
-            and self.belief.shard(slot) == self.shard
-        ):
+        if not self.is_primary and peer.is_readonly and not writes and self.belief.shard(slot) == self.shard:
             return None
         return b"-MOVED %d %b\r\n" % (slot, self._name_of(owner))
 
@@ -567,13 +564,13 @@ class ServerNode:
             claim = belief.primary_of[node.shard]
             is_primary = claim.who == node.index
             flags = ("myself," if node is self else "") + ("master" if is_primary else "slave")
-            is_known_down = node is not self and (not node.is_up or node.is_stalled) and node.index in self.cluster.down
+            is_known_down = (
+                node is not self and (not node.is_up or node.is_stalled) and node.index in self.cluster.down
+            )
             flags += ",fail" if is_known_down else ""
             primary = "-" if is_primary else self.cluster.nodes[claim.who].id
             link = "disconnected" if is_known_down else "connected"
-            slots = "".join(
-                f" {low}" if low == high else f" {low}-{high}" for low, high in owned[node.index]
-            )
+            slots = "".join(f" {low}" if low == high else f" {low}-{high}" for low, high in owned[node.index])
             if node is self:
                 slots += "".join(
                     f" [{slot}->-{self.cluster.nodes[to].id}]" for slot, to in sorted(self.migrating.items())
@@ -756,7 +753,9 @@ def _config(node: ServerNode, peer: Peer, words: list[bytes]) -> bytes:
         b"save": "",
     }
     if words[1].upper() == b"GET":
-        found = [(name, value) for name, value in known.items() if any(glob(word)(name) for word in words[2:])]
+        found = [
+            (name, value) for name, value in known.items() if any(glob(word)(name) for word in words[2:])
+        ]
         return array([part for name, value in found for part in (bulk(name), bulk(value))])
     return OK
 
@@ -786,7 +785,13 @@ def _cluster(node: ServerNode, peer: Peer, words: list[bytes]) -> bytes:
             owned = node.cluster.ranges_of(node.belief)
             return array(
                 [
-                    array([integer(low), integer(high), *[_slots_node(other) for other in _shard_nodes(node, index)]])
+                    array(
+                        [
+                            integer(low),
+                            integer(high),
+                            *[_slots_node(other) for other in _shard_nodes(node, index)],
+                        ]
+                    )
                     for index in owned
                     for low, high in owned[index]
                 ]
@@ -799,7 +804,8 @@ def _cluster(node: ServerNode, peer: Peer, words: list[bytes]) -> bytes:
                     continue
                 numbers = [integer(number) for span in spans for number in span]
                 members = [
-                    _shards_node(other, is_primary=other.index == index) for other in _shard_nodes(node, index)
+                    _shards_node(other, is_primary=other.index == index)
+                    for other in _shard_nodes(node, index)
                 ]
                 shards.append(array([bulk(b"slots"), array(numbers), bulk(b"nodes"), array(members)]))
             return array(shards)
@@ -808,7 +814,10 @@ def _cluster(node: ServerNode, peer: Peer, words: list[bytes]) -> bytes:
 
 def _shard_nodes(node: ServerNode, index: int) -> list[ServerNode]:
     primary = node.cluster.nodes[index]
-    return [primary, *[other for other in node.cluster.nodes if other.shard == primary.shard and other is not primary]]
+    return [
+        primary,
+        *[other for other in node.cluster.nodes if other.shard == primary.shard and other is not primary],
+    ]
 
 
 def _slots_node(node: ServerNode) -> bytes:
@@ -879,7 +888,9 @@ class Cluster:
         release = tuple(int(part) for part in engine_version.split(".")[:2])
         self.knows_mixed_at_source = release >= (7, 0)  # before, a mixed command at the source gets ASK
         self.is_atomic = release >= (9, 0)
-        self.wake_seconds_max = 0.005  # a node that goes on runs what has come for so long before it hears of the rest
+        self.wake_seconds_max = (
+            0.005  # a node that goes on runs what has come for so long before it hears of the rest
+        )
         self.used_bytes, self.max_bytes, self.eviction = 1 << 20, 0, "noeviction"
         self.epoch = 1
         self.down: set[int] = set()  # nodes that count as failed
@@ -890,9 +901,19 @@ class Cluster:
             self.nodes.append(ServerNode(self, index, shard))
         for node in self.nodes[shards:]:
             node.follow(self.nodes[node.shard])
-        self._ranges: dict[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], dict[int, list[tuple[int, int]]]] = {}
+        self._ranges: dict[
+            tuple[tuple[int, ...], tuple[tuple[int, int], ...]], dict[int, list[tuple[int, int]]]
+        ] = {}
         self.is_moving = False  # one importing shard at a time
-        self.counts = {"migrations": 0, "atomic": 0, "failovers": 0, "graceful": 0, "stalls": 0, "restarts": 0, "resets": 0}
+        self.counts = {
+            "migrations": 0,
+            "atomic": 0,
+            "failovers": 0,
+            "graceful": 0,
+            "stalls": 0,
+            "restarts": 0,
+            "resets": 0,
+        }
 
     def node_at(self, address: Address) -> ServerNode | None:
         index = address.port - 7000
@@ -962,7 +983,9 @@ class Cluster:
             self.ledger.on_demoted(node)
         node.release_blocked()
 
-    def spread_slot(self, slot: int, origin: ServerNode, seconds: tuple[float, float] = (0.001, 0.015)) -> None:
+    def spread_slot(
+        self, slot: int, origin: ServerNode, seconds: tuple[float, float] = (0.001, 0.015)
+    ) -> None:
         claim = self.truth.shard_of[slot]
         for node in self.nodes:
             if node is origin:
@@ -978,7 +1001,9 @@ class Cluster:
         if node.belief.adopt_slot(slot, claim):
             if node.is_primary and node.belief.owner(slot) != node.index:
                 node.migrating.pop(slot, None)
-                for key in self.keys_in_slot(node, slot):  # as the engines do with keys of a slot that they lost
+                for key in self.keys_in_slot(
+                    node, slot
+                ):  # as the engines do with keys of a slot that they lost
                     node.engine.remove(key)
                 node.publish(node.engine.take_changes(), {})
                 for key in [key for key in node.versions if slot_of(key) == slot]:

@@ -213,7 +213,9 @@ class History:
             for words in requests:
                 done = trio.Event()
 
-                def on_reply(reply: bytes | None, words: tuple[bytes, ...] = words, done: trio.Event = done) -> None:
+                def on_reply(
+                    reply: bytes | None, words: tuple[bytes, ...] = words, done: trio.Event = done
+                ) -> None:
                     self.judge.on_snapshot_read(view, name, words, reply, since, self.world.now)
                     done.set()
 
@@ -221,7 +223,9 @@ class History:
                 nursery.start_soon(done.wait)
         client.close()
 
-    def _start(self, nursery: trio.Nursery, client: SimClient, name: str, commands: list[tuple[bytes, ...]]) -> None:
+    def _start(
+        self, nursery: trio.Nursery, client: SimClient, name: str, commands: list[tuple[bytes, ...]]
+    ) -> None:
         operation = self.ledger.send(name, commands, self.world.now)
         requests = commands if len(commands) == 1 else [(b"MULTI",), *commands, (b"EXEC",)]
         done = trio.Event()
@@ -319,7 +323,10 @@ class History:
         cluster, rng = self.cluster, self.rng
         shard = rng.randrange(SHARDS)
         old = cluster.primary(shard)
-        new = next((node for node in cluster.nodes if node.source is old and node.is_up and not node.is_stalled), None)
+        new = next(
+            (node for node in cluster.nodes if node.source is old and node.is_up and not node.is_stalled),
+            None,
+        )
         if new is None or old.is_stalled or not old.is_up:
             return
         if rng.random() < 0.3:
@@ -401,7 +408,11 @@ class History:
 
 
 def run(
-    seed: int, *, keeps_log: bool = False, plant: Callable[[], object] = nullcontext, history: type[History] = History
+    seed: int,
+    *,
+    keeps_log: bool = False,
+    plant: Callable[[], object] = nullcontext,
+    history: type[History] = History,
 ) -> Outcome:
     """Play the history of one seed."""
     clock = SimClock()

@@ -21,7 +21,11 @@ from tests.simulation.engine import Change, Engine, Entry, is_write, keys_of
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster, ServerNode
 
-_BY_KEY = {b"MSET": 2, b"DEL": 1, b"UNLINK": 1}  # arguments to each key, of commands that the proxy sends in parts
+_BY_KEY = {
+    b"MSET": 2,
+    b"DEL": 1,
+    b"UNLINK": 1,
+}  # arguments to each key, of commands that the proxy sends in parts
 _SORTED = frozenset({b"HGETALL", b"SMEMBERS"})
 
 
@@ -44,7 +48,9 @@ class Operation:
             yield from parts_of(words)
 
     def __str__(self) -> str:
-        text = " | ".join(" ".join(word.decode(errors="replace") for word in words) for words in self.commands)
+        text = " | ".join(
+            " ".join(word.decode(errors="replace") for word in words) for words in self.commands
+        )
         return f"{self.client} #{self.number} {text[:120]} [{self.sent_at:.4f}..{self.replied_at:.4f}]"
 
 
@@ -257,7 +263,9 @@ class Ledger:
                 found.append(version)
         return found
 
-    def replies(self, words: Sequence[bytes], version: Version | None, since: float, until: float) -> set[bytes]:
+    def replies(
+        self, words: Sequence[bytes], version: Version | None, since: float, until: float
+    ) -> set[bytes]:
         """What a read of one key says of a version, between two times: it may expire meanwhile."""
         entry = None if version is None else version.entry
         found = set()

@@ -79,7 +79,11 @@ class Judge:
         """Promises 1 and 2: what it says was so at some moment between asking and answer."""
         for words in operation.commands:
             is_several = words[0] == b"MGET"
-            for key, found in zip(words[1:] if is_several else [words[1]], elements(reply) if is_several else [reply], strict=True):
+            for key, found in zip(
+                words[1:] if is_several else [words[1]],
+                elements(reply) if is_several else [reply],
+                strict=True,
+            ):
                 asked = (b"GET", key) if is_several else words
                 found = canonical(asked, found)
                 since = operation.sent_at
@@ -93,7 +97,13 @@ class Judge:
     # -- snapshots
 
     def on_snapshot_read(
-        self, view: SnapshotView, reader: str, words: tuple[bytes, ...], reply: bytes | None, since: float, now: float
+        self,
+        view: SnapshotView,
+        reader: str,
+        words: tuple[bytes, ...],
+        reply: bytes | None,
+        since: float,
+        now: float,
     ) -> None:
         """The reply to a read of one key, or an MGET, as of a snapshot."""
         if reply is None:
@@ -196,7 +206,9 @@ class SnapshotView:
         """What ran before the snapshot served, and was not lost before it was asked for."""
         if version is None:
             return True
-        return version.at <= self.served_at and (version.lost_at >= self.asked_at or version.lost_at == version.at)
+        return version.at <= self.served_at and (
+            version.lost_at >= self.asked_at or version.lost_at == version.at
+        )
 
     def check(self) -> None:
         """Promise 4: there is one cut that shows all that was read. Raises Broken.
@@ -232,7 +244,11 @@ class SnapshotView:
                     else:
                         continue
                     later = next(
-                        (each for each in self.candidates[key] if each is not None and id(version) in _line(each)),
+                        (
+                            each
+                            for each in self.candidates[key]
+                            if each is not None and id(version) in _line(each)
+                        ),
                         None,
                     )
                     if later is None:

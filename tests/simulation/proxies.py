@@ -255,9 +255,7 @@ class SimClient:
         self._received = b""
         self._waiting: deque[Callable[[bytes | None], None]] = deque()
         self._to_proxy = Pipe(proxy.world, self._reached)
-        self.connection = ClientConnection(
-            proxy.server, proxy.exchange, SimTransport(self), "peer", "local"
-        )
+        self.connection = ClientConnection(proxy.server, proxy.exchange, SimTransport(self), "peer", "local")
         proxy.server.add(self.connection)
         proxy._clients.append(self)
 

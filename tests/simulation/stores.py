@@ -101,5 +101,3 @@ class _LinkWatch:
         await self._link._travel()
         batch, self._kept = self._kept, None
         return batch
-
-

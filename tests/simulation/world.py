@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
     from tests.simulation.cluster import Cluster, Peer, ServerNode
 
-TICK_SECONDS = 0.0001  # messages arrive at whole ticks: those that arrive together cost less, and share a turn
+TICK_SECONDS = (
+    0.0001  # messages arrive at whole ticks: those that arrive together cost less, and share a turn
+)
 EVENTS_MAX = 400_000  # of one history: more means that something goes round in a circle
 
 
