@@ -27,7 +27,7 @@ from routing.topology import Address
 
 WRITERS_MAX = 10_000  # that are remembered one by one
 SHOWN_MAX = 8
-NO_CLIENTS = frozenset(b"SM")  # flags of replicas and of the primary that a node follows
+NO_CLIENTS = frozenset(b"SMiE")  # flags of replication's two sides, and of those of Valkey's atomic migration
 
 # Of a reshard or of the functions' library: no client's data. What they carry was preserved or moves as it is.
 _MOVING = frozenset({"MIGRATE", "RESTORE-ASKING", "CLUSTER", "FUNCTION"})

@@ -47,6 +47,7 @@ from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ConnectionLostError
 from routing.snapshot import Chain, Floor, SnapshotRecord, SnapshotState, chain_of
 from routing.snapshot_floors import ShardFloor, retaken
+from routing.snapshot_names import tags
 from routing.topology import Address
 
 BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
@@ -305,6 +306,7 @@ class Snapshots:
         Traffic does not wait for the store: what is open then may be written past by this proxy, and ends when this
         proxy sees it.
         """
+        tags()  # some tenths of a second at the first call, which no write should wait for
         failure = "it does not answer"
         with trio.move_on_after(seconds):
             while True:
@@ -335,6 +337,7 @@ class Snapshots:
     async def _read_records(self) -> None:
         """This proxy has joined, and counts as a member when it has read what there is."""
         await self.book.load()
+        self._metrics.begin(self.facts())
         others = await self.members.fresh_others()
         await self.book.abort_orphans(others)
         for record in list(self.book.records.values()):
@@ -771,14 +774,14 @@ class Snapshots:
     def _why_not(self, number: int) -> str:
         record = self.book.records.get(number)
         if (reason := self._ended.get(number)) is not None:
-            return f"SNAPSHOTTOOOLD snapshot {number} was aborted: {reason}"
+            return f"SNAPSHOTTOOOLD snapshot {number} was aborted: {reason}; open another one"
         if record is None:
             if number > self.book.last_id:
                 return f"NOTREADY there is no snapshot {number}; STEADY.SNAPSHOT LIST shows what there is"
-            return f"SNAPSHOTTOOOLD snapshot {number} ended, and its data is gone"
+            return f"SNAPSHOTTOOOLD snapshot {number} ended, and its data is gone; open another one"
         if record.state is SnapshotState.OPENING:
             return f"NOTREADY snapshot {number} is being opened"
-        return f"SNAPSHOTTOOOLD snapshot {number} is {record.state.value}"
+        return f"SNAPSHOTTOOOLD snapshot {number} is {record.state.value}; open another one"
 
 
 def _with_floors(floors: Mapping[str, Floor], record: SnapshotRecord) -> SnapshotRecord:

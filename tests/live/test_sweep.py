@@ -18,7 +18,7 @@ from proxy.embedded.engine import Engine
 from proxy.embedded.moves import move_slot_stepwise, move_slots_atomically
 from proxy.exchange.exchange import Exchange
 from proxy.hub import Hub
-from proxy.protocol.encode import command
+from proxy.protocol.encode import command, frame
 from proxy.protocol.replies import decode
 from proxy.replicas.service import ReplicaOptions, Replicas
 from proxy.snapshots.abandoned import kill_abandoned, kill_strangers, list_clients
@@ -343,6 +343,8 @@ async def test_a_stalled_node_executes_nothing_of_an_abandoned_connection_once_t
 
 # -- who is connected
 
+CARRIED = 50_000  # keys in a slot that is handed over, so that the link that carries them is seen at it
+
 
 async def test_who_writes_past_the_proxies_is_seen_and_nobody_else(
     engine: Engine, share_cluster: ClusterStarter
@@ -369,6 +371,9 @@ async def test_who_writes_past_the_proxies_is_seen_and_nobody_else(
             assert await proxy.execute(set_key, slot, resp=2, repeatable=False) == b"+OK\r\n"
         home = cluster.node_at((await cluster.map_at(cluster.nodes[0])).owner_of(slot).address)
         away = next(node for node in cluster.primaries if node is not home)
+        carried = [b"{key}%d" % number for number in range(CARRIED)]
+        if engine.moves_slots_atomically:
+            await put(cluster, carried)
         async with trio.open_nursery() as nursery:
             is_over = False
 
@@ -383,10 +388,11 @@ async def test_who_writes_past_the_proxies_is_seen_and_nobody_else(
                     assert watch.warnings() == []
 
             nursery.start_soon(write_and_look)
-            for target in (away, home):
-                if engine.moves_slots_atomically:
+            if engine.moves_slots_atomically:
+                for target in (away, home):
                     await move_slots_atomically(cluster, [slot], target)
-                await move_slot_stepwise(cluster, slot, away if target is home else home)
+                await exchange.execute(frame([b"UNLINK", *carried]), slot, resp=2, repeatable=True)
+            for target in (away, home):
                 await move_slot_stepwise(cluster, slot, target)
             is_over = True
         looks = watch.looks_total

@@ -792,4 +792,4 @@ BLOCKING: dict[bytes, Spec] = {
     b"BLMOVE": Spec(_ping, 6, 1, 2, is_write=True),
 }
 
-assert EMPTY_ARRAY == array([])
+assert array([]) == EMPTY_ARRAY

@@ -159,6 +159,7 @@ class SimProxy:
             if found != seen or topology.moved_since(began):
                 seen = found
                 topology.adopt(view_of(world.cluster, found), began)
+            topology.looked_at = max(topology.looked_at, began)
             with trio.move_on_after(LOOK_SECONDS):
                 await topology.wanted.wait()
             await trio.sleep(LOOK_AGAIN_SECONDS)

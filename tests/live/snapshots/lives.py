@@ -16,11 +16,13 @@ from tests.live.snapshots.load import Load
 PASS_BATCH = 24  # reads in one pipeline, when all are read
 BATCHES = (1, 1, 1, 6)  # reads in one pipeline, else
 TOGETHER_SHARE = 0.25  # of the reads, those of what belongs together
+LEAST_SECONDS = 1.0  # for which a snapshot is read at random, however near the end is
 STEP_SECONDS_MAX = 0.01  # between two steps of one of them
 DEADLINE_SECONDS = 9.0
 OPEN_SECONDS = 15.0
 RETRY_SECONDS = 0.1
-SCAN_COUNT = 100
+SCAN_COUNT = 200
+LIST_SECONDS = (0.3, 1.2)  # from one listing to the next: it is much work for a proxy
 SCAN_CALLS_MAX = 10_000
 STRONG = (b"STEADY.READ", b"STRONG")
 
@@ -70,14 +72,15 @@ class Lives:
         self._ending.set()
 
     async def live(self, view: View, rng: random.Random, seconds: float) -> None:
-        """Everything once, then at random from every door, and everything once more at each door."""
-        await self.read_all(view, rng.randrange(self._doors.count))
-        with trio.move_on_after(seconds):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.read_on, view)
-                nursery.start_soon(self._list, view, self._salt())
+        """Everything once, at random from every door meanwhile and then, and everything once more at each door."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.read_on, view)
+            nursery.start_soon(self._list, view, self._salt())
+            await self.read_all(view, rng.randrange(self._doors.count))
+            await trio.sleep(LEAST_SECONDS)
+            with trio.move_on_after(seconds - LEAST_SECONDS):
                 await self._ending.wait()
-                nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
         for door in range(self._doors.count):
             await self.read_all(view, door)
 
@@ -139,7 +142,7 @@ class Lives:
         try:
             answer = await client.ask(view.reads[0].payload, view.reads[0].reply_count)
         finally:
-            await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+            client.close_nowait()
         if not isinstance(answer.replies[0], ErrorReply):
             self._tally.fault(Fault.WEAKER, f"snapshot {view.id} is closed, and answered {answer.raw[:80]!r}")
 
@@ -156,7 +159,7 @@ class Lives:
         except (Lost, trio.TooSlowError):
             return False
         finally:
-            await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+            client.close_nowait()
         return not view.has_ended
 
     async def read_on(self, view: View) -> None:
@@ -204,12 +207,12 @@ class Lives:
                         reads = rng.choices(view.reads, k=rng.choice(BATCHES))
                         await self._ask(client, view, reads, resp3=resp3)
                 except (Lost, trio.TooSlowError):
-                    await client.aclose_forcefully()
+                    client.close_nowait()
                     client = None
                 await trio.sleep(rng.uniform(0.5, 1.5) * len(reads) / options.read_rate)
         finally:
             if client is not None:
-                await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+                client.close_nowait()
 
     async def _reader(self, view: View, door: int, *, resp3: bool) -> Client | None:
         """None if it is not to be had now, which a refusal may make final."""
@@ -254,7 +257,7 @@ class Lives:
         rng = random.Random(f"{self._options.seed}/lister {salt}")
         turn = rng.randrange(4)
         while not view.has_ended:
-            await trio.sleep(rng.uniform(0.1, 0.6))
+            await trio.sleep(rng.uniform(*LIST_SECONDS))
             client = await self._reader(view, turn // 2 % self._doors.count, resp3=False)
             turn += 1
             if client is None:
@@ -272,7 +275,7 @@ class Lives:
             except (Lost, trio.TooSlowError):
                 self._tally.reads_lost += 1
             finally:
-                await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+                client.close_nowait()
 
     async def _dump(self, expectations: Sequence[Expectation]) -> dict[bytes, list[Reply]]:
         """Payload -> replies now, in canonical order. Empty if it could not be made."""
@@ -295,7 +298,7 @@ class Lives:
         except (Lost, Refused, trio.TooSlowError):
             return {}
         finally:
-            await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+            client.close_nowait()
         return dump
 
 

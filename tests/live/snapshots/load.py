@@ -34,7 +34,7 @@ Step = Callable[..., Awaitable[bool]]
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     slots: tuple[int, ...]
-    keys_per_slot: int = 25
+    keys_per_slot: int = 12
     writers: int = 8
     write_rate: float = 250.0  # writes of keys per second, of all writers together
     step_seconds: float = 0.03  # of each task that writes what belongs together
@@ -132,7 +132,7 @@ class Load:
                 for answer in await client.ask_all([(payload, 1) for payload in batch]):
                     assert not any(refusals_in(answer.replies)), answer.raw
         finally:
-            await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+            client.close_nowait()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -171,7 +171,7 @@ class Load:
                     if not await work(caller, *given):
                         return
         finally:
-            await caller.leave()  # noqa: ASYNC102  # it does not wait
+            caller.leave()
 
     # --- one step of each; False: it is over ---
 
@@ -295,10 +295,10 @@ class Caller:
         except (Lost, trio.TooSlowError):
             self._tally.writes_lost += 1
             del self._clients[self._door]
-            await client.aclose_forcefully()
+            client.close_nowait()
             return None
         except BaseException:
-            await client.aclose_forcefully()  # noqa: ASYNC102  # it does not wait
+            client.close_nowait()
             raise
         refusal = _refusal(answer)
         if refusal is not None:
@@ -308,9 +308,9 @@ class Caller:
         self._tally.writes += 1
         return answer
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         for client in self._clients.values():
-            await client.aclose_forcefully()
+            client.close_nowait()
 
     async def _client(self) -> Client:
         """Waits for as long as nobody listens."""

@@ -104,6 +104,8 @@ async def test_others_are_not_blamed(watch: BypassWatch, servers: Servers) -> No
     servers.client(A, 2, "set", name="steadyread:peer")
     servers.client(A, 3, "replconf", flags="S")
     servers.client(A, 4, "set", flags="M")
+    servers.client(A, 20, "set", flags="i")  # writes that come with a slot
+    servers.client(A, 21, "cluster|syncslots", flags="E")
     servers.client(A, 5, "get")
     servers.client(A, 6, "NULL")
     servers.client(A, 7, "restore-asking")
