@@ -211,7 +211,7 @@ class KeysAtSnapshot:
         return value if isinstance(value, bytes) else None
 
     async def _call(self, slot: int, raw: bytes, owners: Asked | None = None) -> bytes:
-        """The reply of a node whose history holds the cut; ``owners`` gets who was asked first. Raises KeyFaultError."""
+        """The reply of a node whose history has the cut; ``owners`` gets who was asked first. Raises KeyFaultError."""
         asked: Asked = []
         reply = await self._exchange.snapshot_reads.judged_execute(
             raw, slot, self._id, resp=2, deadline=self._deadline, asked=asked
