@@ -72,6 +72,7 @@ AT_ONCE = ""  # as a reason to try again: no pause is needed
 
 # A node that says so refuses every write, the client's own too: the snapshot is as good as before.
 _NODE_REFUSES = (b"-MISCONF", b"-NOREPLICAS", b"-READONLY", b"-NOAUTH", b"-NOPERM", b"-BUSY ")
+_SCRIPT_FAILED = b"-ERR Error running script"  # before Redis 7.0 the error of a script's command stands at the end
 
 INTERNAL_KEY = error(
     "ERR keys whose names begin as steady{N}:m: or steady{N}:p: belong to the proxy's snapshots and are not written"
@@ -310,8 +311,8 @@ class Preserver:
         if reply is None:
             return f"{connection.address} did not reply"
         if reply[0] == 45:
-            if reply.startswith(_NODE_REFUSES):
-                return reply
+            if (refusal := _refusal_of_node(reply)) is not None:
+                return refusal
             redirect = (
                 self.ways.understand(reply, connection, from_script=True) if needs_attention(reply) else None
             )
@@ -429,6 +430,13 @@ def _is_nil(reply: bytes) -> bool:
 
 def _text(reply: bytes) -> str:
     return reply[1:-2].decode(errors="replace")
+
+
+def _refusal_of_node(reply: bytes) -> bytes | None:
+    """The error by which the node refuses every write, if that is what the script met."""
+    if reply.startswith(_SCRIPT_FAILED):
+        reply = reply[reply.rfind(b": -") + 2 :]
+    return reply if reply.startswith(_NODE_REFUSES) else None
 
 
 def _judge_step(reply: bytes) -> bytes:

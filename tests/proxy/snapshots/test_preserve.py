@@ -254,3 +254,39 @@ async def test_keys_with_the_snapshots_own_names_are_not_written() -> None:
     preserver.newest = ID
     preserver.ways = NoWays()  # type: ignore[assignment]
     assert await preserver.preserve({SLOT: [MARKER]}, 2, trio.current_time() + 1) == INTERNAL_KEY
+
+
+NO_REPLICAS = b"-NOREPLICAS Not enough good replicas to write."
+OOM = b"-OOM command not allowed when used memory > 'maxmemory'."
+
+
+@pytest.mark.parametrize(
+    ("reply", "refusal"),
+    [
+        (NO_REPLICAS + b" script: 3cf9, on @user_script:8.\r\n", True),
+        (b"-ERR Error running script (call to f_3cf9): @user_script:8: @user_script: 8: %b\r\n" % NO_REPLICAS, True),
+        (b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL.\r\n", True),
+        (OOM + b" script: 3cf9, on @user_script:16.\r\n", False),
+        (b"-ERR Error running script (call to f_3cf9): @user_script:16: @user_script: 16: %b\r\n" % OOM, False),
+    ],
+    ids=["no replicas", "no replicas, Redis 6.2", "busy", "no memory", "no memory, Redis 6.2"],
+)
+async def test_what_a_node_refuses_to_every_write_ends_no_snapshot(reply: bytes, refusal: bool) -> None:
+    """The texts are what the engines answered."""
+
+    class Connection:
+        address = "node"
+        is_closed = False
+
+        async def request(self, raw: bytes) -> bytes:
+            return reply
+
+    preserver = Preserver(SnapshotSettings())
+    work = preserver._by_script(Connection(), SLOT, [KEY], ID, 2, trio.current_time() + 1)  # type: ignore[arg-type]
+    if refusal:
+        answer = await work
+        assert isinstance(answer, bytes)
+        assert answer.startswith((b"-NOREPLICAS ", b"-BUSY "))
+    else:
+        with pytest.raises(PreserveFailedError, match="OOM"):
+            await work
