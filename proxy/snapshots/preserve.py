@@ -72,7 +72,9 @@ AT_ONCE = ""  # as a reason to try again: no pause is needed
 
 # A node that says so refuses every write, the client's own too: the snapshot is as good as before.
 _NODE_REFUSES = (b"-MISCONF", b"-NOREPLICAS", b"-READONLY", b"-NOAUTH", b"-NOPERM", b"-BUSY ")
-_SCRIPT_FAILED = b"-ERR Error running script"  # before Redis 7.0 the error of a script's command stands at the end
+_SCRIPT_FAILED = (
+    b"-ERR Error running script"  # before Redis 7.0 the error of a script's command stands at the end
+)
 
 INTERNAL_KEY = error(
     "ERR keys whose names begin as steady{N}:m: or steady{N}:p: belong to the proxy's snapshots and are not written"
