@@ -165,7 +165,7 @@ class Load:
 
     @asynccontextmanager
     async def storm(self) -> AsyncIterator[None]:
-        """Chains are lengthened and money is moved without pauses, so that a cut in the block falls into the middle of it."""
+        """Chains are lengthened and money is moved without pauses: a cut in the block falls into the middle of it."""
         self._storms += 1
         self._storm.set()
         try:
