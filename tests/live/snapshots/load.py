@@ -26,7 +26,7 @@ PREFILL_BATCH = 200
 RECONNECT_SECONDS = 0.05
 DEADLINE_SECONDS = 9.0  # more than the proxy's own
 STORM_SECONDS = 0.005  # before what it is made for
-WAIT_SECONDS = (0.05, 0.4)  # for which a taker waits at its queue; a writer is held for as long at most
+WAIT_SECONDS = (0.1, 0.6)  # for which a taker waits at its queue; a writer is held for as long at most
 TRANSFER_SCRIPT = b"redis.call('DECRBY', KEYS[1], ARGV[1]) return redis.call('INCRBY', KEYS[2], ARGV[1])"
 
 Step = Callable[..., Awaitable[bool]]
@@ -268,7 +268,7 @@ class Load:
             return False
         queue.pushed_acked += count
         # Longer than a taker needs for what was pushed, so that takers do wait.
-        await trio.sleep(caller.rng.random() * self._options.step_seconds * 8)
+        await trio.sleep(caller.rng.random() * self._options.step_seconds * 16)
         return True
 
     async def _take(self, caller: Caller, queue: Queue) -> bool:
