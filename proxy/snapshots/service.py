@@ -507,13 +507,13 @@ class Snapshots:
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
             self._spoiled = None
-            self._barrier = Barrier(self.preserver, self._links)
+            barrier = self._barrier = Barrier(self.preserver, self._links)
             is_own = new.owner == self._proxy_id
             if self._multis:
                 self._spoiled = "writes over several slots were being retried"
             self.preserver.is_held = not is_own or self._others_cut_too
             if not is_own:
-                self._start(self._cut_for_other, new)
+                self._start(self._cut_for_other, new, barrier)
         elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
             self._start(self._attend, new)
         elif is_cut_now:
@@ -568,10 +568,8 @@ class Snapshots:
                     break
                 await trio.sleep(LOOK_SECONDS)
 
-    async def _cut_for_other(self, record: SnapshotRecord) -> None:
+    async def _cut_for_other(self, record: SnapshotRecord, barrier: Barrier) -> None:
         """Another proxy opens, and this one has cut: drain, say so, and hold until it serves."""
-        barrier = self._barrier
-        assert barrier is not None
         try:
             await self._kill_leftovers()
             await barrier.drain(trio.current_time() + self.settings.hold_seconds)
