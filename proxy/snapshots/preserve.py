@@ -72,7 +72,9 @@ AT_ONCE = ""  # as a reason to try again: no pause is needed
 
 # A node that says so refuses every write, the client's own too: the snapshot is as good as before.
 _NODE_REFUSES = (b"-MISCONF", b"-NOREPLICAS", b"-READONLY", b"-NOAUTH", b"-NOPERM", b"-BUSY ")
-_SCRIPT_FAILED = b"-ERR Error running script"  # before Redis 7.0 the error of a script's command stands at the end
+_SCRIPT_FAILED = (
+    b"-ERR Error running script"  # before Redis 7.0 the error of a script's command stands at the end
+)
 
 INTERNAL_KEY = error(
     "ERR keys whose names begin as steady{N}:m: or steady{N}:p: belong to the proxy's snapshots and are not written"
@@ -277,7 +279,8 @@ class Preserver:
             outcome = await self._by_steps(slot, keys, newest, resp, deadline)
         else:
             outcome = await self._by_script(connection, slot, keys, newest, resp, deadline)
-        if outcome is None and newest == self.newest and not connection.is_closed:
+        # While held, what blocked commands may write is preserved, and writes of it must wait all the same.
+        if outcome is None and newest == self.newest and not connection.is_closed and not self.is_held:
             self._remember(connection, keys)
         return outcome
 

@@ -264,10 +264,17 @@ OOM = b"-OOM command not allowed when used memory > 'maxmemory'."
     ("reply", "refusal"),
     [
         (NO_REPLICAS + b" script: 3cf9, on @user_script:8.\r\n", True),
-        (b"-ERR Error running script (call to f_3cf9): @user_script:8: @user_script: 8: %b\r\n" % NO_REPLICAS, True),
+        (
+            b"-ERR Error running script (call to f_3cf9): @user_script:8: @user_script: 8: %b\r\n"
+            % NO_REPLICAS,
+            True,
+        ),
         (b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL.\r\n", True),
         (OOM + b" script: 3cf9, on @user_script:16.\r\n", False),
-        (b"-ERR Error running script (call to f_3cf9): @user_script:16: @user_script: 16: %b\r\n" % OOM, False),
+        (
+            b"-ERR Error running script (call to f_3cf9): @user_script:16: @user_script: 16: %b\r\n" % OOM,
+            False,
+        ),
     ],
     ids=["no replicas", "no replicas, Redis 6.2", "busy", "no memory", "no memory, Redis 6.2"],
 )
