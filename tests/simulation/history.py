@@ -76,6 +76,7 @@ class History:
         self._proxy_names = 0
         self._busy = 0  # clients that are not done
         self._done = trio.Event()
+        self._rushing = trio.Event()
         # What kind of history it is.
         self.proxy_count = self.rng.choice((1, 1, 1, 2))
         self.crashes = self.rng.random() < 0.25
@@ -145,7 +146,9 @@ class History:
     async def _client(self, name: str, writes: float) -> None:
         client = await self._client_of_one()
         for _ in range(OPERATIONS):
-            await trio.sleep(self.rng.expovariate(1 / PAUSE_SECONDS))
+            with trio.move_on_after(self.rng.expovariate(1 / PAUSE_SECONDS)):
+                await self._rushing.wait()
+                await trio.sleep(self.rng.uniform(0.0, 0.004))
             if client.is_lost:
                 client = await self._client_of_one()
             count = self.rng.randint(1, 3) if self.rng.random() < 0.2 else 1
@@ -285,6 +288,8 @@ class History:
             cluster.open_slot(slot, target)
             self.workload.hot = tag
             pace = rng.choice((0.0005, 0.003, 0.012))
+            if rng.random() < 0.5:
+                self._nursery.start_soon(self._rush, b"{%b}s1" % tag)
             while True:
                 await trio.sleep(rng.expovariate(1 / pace))
                 source = cluster.owner(slot)
@@ -302,6 +307,15 @@ class History:
             await trio.sleep(0.03)
         finally:
             cluster.is_moving = False
+
+    async def _rush(self, key: bytes) -> None:
+        """All writers write one key at nearly the same time."""
+        await trio.sleep(self.rng.uniform(0.0, 0.01))
+        self.workload.rush = key
+        self._rushing.set()
+        self._rushing = trio.Event()
+        await trio.sleep(0.008)
+        self.workload.rush = None
 
     async def _hand_over(self) -> None:
         """A slot at once."""
