@@ -191,6 +191,8 @@ class OpenRequests(Requester):
         self._is_preserving = False  # it is held until the keys of its next writes are preserved
         self._preserve_refusal: bytes | None = None  # they could not be: the reply of the first such write
         self._preserve_deadline = 0.0  # on Trio's clock; 0: not begun
+        self._preserving_for = 0  # the snapshot for which the above are
+        self._preserves_several = False  # the refusal may be because of a key of a later write than the next
         # Of this pass over its requests, which is one synchronous step:
         self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn
         self._went_to_owner = False  # something was sent to an owner
@@ -382,20 +384,30 @@ class OpenRequests(Requester):
             if route.ready and not route.known.issuperset(keys):  # type: ignore[union-attr]  # as in ``_relay_simple``
                 missing[hash_slot] = keys
         if not missing:
-            self._preserve_deadline = 0.0
+            self.end_preserving()
         return missing
 
     def take_preserve_refusal(self) -> bytes | None:
         """The reply of a write that may not be sent, if that is because its keys could not be preserved."""
         refusal, self._preserve_refusal = self._preserve_refusal, None
-        return refusal
+        if refusal is not None and self._preserving_for == self.preserver.newest:
+            self._preserve_deadline = 0.0
+            return refusal
+        return None
 
-    def preserve(self, missing: Mapping[int, Collection[bytes]]) -> None:
-        """Hold the client until these are preserved, or cannot be."""
-        now = trio.current_time()
-        if not self._preserve_deadline:
-            self._preserve_deadline = now + self.exchange.deadline_seconds
+    def end_preserving(self) -> None:
+        """The write for which the client was held last goes on: what follows has its own time."""
+        self._preserve_deadline = 0.0
+        self._preserve_refusal = None
+
+    def preserve(self, missing: Mapping[int, Collection[bytes]], *, several: bool = False) -> None:
+        """Hold the client until these are preserved, or cannot be. ``several``: they are of more than one write."""
+        newest = self.preserver.newest
+        if not self._preserve_deadline or self._preserving_for != newest:
+            self._preserve_deadline = trio.current_time() + self.exchange.deadline_seconds
         deadline = self._preserve_deadline
+        self._preserving_for = newest
+        self._preserves_several = several
         self._is_preserving = self._draining = True
 
         async def work() -> bytes:
@@ -404,8 +416,6 @@ class OpenRequests(Requester):
         def deliver(reply: bytes) -> None:
             self._is_preserving = False
             self._preserve_refusal = reply or None
-            if reply:
-                self._preserve_deadline = 0.0
             self.hub.touched(self)
 
         self.exchange.start(work, deliver, trio.CancelScope())

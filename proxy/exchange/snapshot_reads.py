@@ -9,6 +9,10 @@ newest id of the chain. The markers were asked after the value was read, at the 
 so no write had come before. The chain that is asked must not be older than the value: so a fast read whose chain has
 changed meanwhile is read anew, and a slow one takes the chain when it asks for the markers.
 
+That holds within one history. A primary that fails over may lose a marker, and the write behind it, which was read
+before. So both are asked of the same history of the slot's owner, or read anew; what a migration's other side lost
+ends the snapshot (``routing.snapshot_floors``).
+
 All of it goes over read lanes, for it changes nothing; a client's snapshot reads may overtake its writes, which they do
 not show anyway.
 """
@@ -20,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from proxy.exchange.failures import not_ready
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import array, error, frame, integer
 from proxy.protocol.replies import elements
@@ -32,6 +37,7 @@ from routing.slot import slot_of
 from routing.snapshot import Chain
 from routing.snapshot_names import absent, marker, marker_prefix, preimage
 from routing.snapshot_reads import ReadPlan, plan, rewrite
+from routing.topology import Address
 
 if TYPE_CHECKING:
     from proxy.exchange.exchange import Exchange
@@ -39,6 +45,8 @@ if TYPE_CHECKING:
 
 NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
 PREIMAGE, ABSENT, TOO_LARGE = b"$1\r\np\r\n", b"$1\r\na\r\n", b"$1\r\nx\r\n"
+Asked = list[tuple[Address, bytes]]  # nodes, each with its history, in the order in which they were asked
+OWNER_CHANGES = "its owner changes while it is read"
 SPLIT = frozenset({"MGET", "EXISTS", "TOUCH"})  # over several slots: key by key
 
 
@@ -94,8 +102,11 @@ class SnapshotReads:
 
     # -- the slow way
 
-    def may_ask(self, snapshot_id: int) -> Callable[[NodeConnection], bool]:
-        """For ``Exchange.execute``: queue the guard in front, on a connection whose history was judged."""
+    def may_ask(self, snapshot_id: int, asked: Asked | None = None) -> Callable[[NodeConnection], bool]:
+        """For ``Exchange.execute``: queue the guard in front, on a connection whose history was judged.
+
+        Who was asked is added to ``asked``.
+        """
 
         def before(connection: NodeConnection) -> bool:
             if not self.histories.has_floors_of(snapshot_id, connection):
@@ -103,6 +114,8 @@ class SnapshotReads:
                 return False
             if not self.snapshots.is_view_fresh(snapshot_id):
                 return False
+            if asked is not None:
+                asked.append((connection.address, connection.history))
             self.histories.guard(connection, -1)  # a task's request is a step of its own
             return True
 
@@ -125,9 +138,16 @@ class SnapshotReads:
         self.exchange.start(work, lambda reply: None, trio.CancelScope())
 
     async def judged_execute(
-        self, raw: bytes, hash_slot: int, snapshot_id: int, *, resp: int, deadline: float
+        self,
+        raw: bytes,
+        hash_slot: int,
+        snapshot_id: int,
+        *,
+        resp: int,
+        deadline: float,
+        asked: Asked | None = None,
     ) -> bytes:
-        """As ``Exchange.execute`` for a read, of a node whose history has the snapshot's cut."""
+        """As ``Exchange.execute`` for a read, of nodes whose history has the snapshot's cut. ``asked``: see may_ask."""
         return await self.exchange.execute(
             raw,
             hash_slot,
@@ -135,7 +155,7 @@ class SnapshotReads:
             repeatable=True,
             deadline=deadline,
             lane=Lane.READ,
-            before=self.may_ask(snapshot_id),
+            before=self.may_ask(snapshot_id, asked),
         )
 
     async def read_at(
@@ -169,36 +189,56 @@ class SnapshotReads:
     ) -> bytes:
         """K first, then M; with each key that has a marker replaced, anew, until no other one has."""
         replaced: dict[bytes, bytes] = {}
+        attempt = 0
         while True:
             raw = frame(rewrite(planned, replaced))
-            reply = await self.judged_execute(raw, hash_slot, snapshot_id, resp=resp, deadline=deadline)
+            asked: Asked = []
+            reply = await self.judged_execute(
+                raw, hash_slot, snapshot_id, resp=resp, deadline=deadline, asked=asked
+            )
             in_place = [key for key in planned.keys if key not in replaced]
-            found = await self._markers(snapshot_id, hash_slot, in_place, deadline)
+            found = await self._markers(snapshot_id, hash_slot, in_place, asked, deadline)
             if isinstance(found, bytes):
                 return found
+            if found is None:
+                if trio.current_time() >= deadline:
+                    return not_ready(f"slot {hash_slot}", self.exchange.deadline_seconds, OWNER_CHANGES)
+                await self.exchange.pause(attempt, deadline)
+                attempt += 1
+                replaced.clear()
+                continue
             if not found:
                 return canonical(planned.shape, reply, replaced)
             replaced.update(found)
 
     async def _markers(
-        self, snapshot_id: int, hash_slot: int, keys: Sequence[bytes], deadline: float
-    ) -> Mapping[bytes, bytes] | bytes:
-        """What stands for each key that has a marker; or an error reply. Raises TooLargeError."""
+        self, snapshot_id: int, hash_slot: int, keys: Sequence[bytes], asked: Asked, deadline: float
+    ) -> Mapping[bytes, bytes] | bytes | None:
+        """What stands for each key that has a marker; or an error reply. Raises TooLargeError.
+
+        None: the slot's owner, or its history, is another one than was ``asked`` for the values.
+        """
         if not self.snapshots.is_usable(snapshot_id):
             return self.snapshots.refusal(snapshot_id) or error("NOTREADY the snapshot changed; try again")
         chain = self.snapshots.chain.markers_of(snapshot_id)
         replies: dict[tuple[bytes, int], bytes] = {}
+        is_same = True
 
         async def ask(key: bytes, number: int) -> None:
+            nonlocal is_same
             raw = frame([b"GET", marker(hash_slot, number, key)])
+            now: Asked = []
             replies[(key, number)] = await self.judged_execute(
-                raw, hash_slot, snapshot_id, resp=2, deadline=deadline
+                raw, hash_slot, snapshot_id, resp=2, deadline=deadline, asked=now
             )
+            is_same &= now[:1] == asked[:1]
 
         async with trio.open_nursery() as nursery:
             for key in keys:
                 for number in chain:
                     nursery.start_soon(ask, key, number)
+        if not is_same and not any(reply[0] == 45 for reply in replies.values()):
+            return None
         found: dict[bytes, bytes] = {}
         for key in keys:
             for number in chain:

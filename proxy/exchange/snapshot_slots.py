@@ -52,7 +52,7 @@ class SnapshotSlot(RequestSlot):
             exchange.snapshots.histories.guard(connection, step)
         connection.queue_all((self, MarkerSlot(self, exchange.snapshot_reads.question(self))))
 
-    def keys_run(self) -> set[bytes]:
+    def keys(self) -> set[bytes]:
         return set()  # a write of the same key may come before or after it: it shows neither
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:

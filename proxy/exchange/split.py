@@ -151,7 +151,8 @@ class SplitSlot(RequestSlot):
         if self.may_write:
             snapshots = self.open_requests.exchange.snapshots
             snapshots.spoil(self.cuts, "a write over several slots was turned away in part")
-            snapshots.add_multi(self)
+            if not self.open_requests.is_closed:  # else nobody finishes it
+                snapshots.add_multi(self)
 
     def give_up(self) -> None:
         if not self.is_resolving:

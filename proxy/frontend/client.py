@@ -263,17 +263,21 @@ class ClientConnection(OpenRequests):
         untaken = 0
         taken = found[:first]
         if taken:
-            self._preserve_deadline = 0.0  # what follows has its own time
+            self.end_preserving()
             untaken = self._relay_found(taken, all(item[0].only_reads for item in taken))
         if not missing:
             return untaken
         rest = found[first:]
         if not untaken and not self.is_held:
-            refusal = self.take_preserve_refusal()
-            if refusal is None:
-                self.preserve(missing)
+            command, _, hash_slot, key = rest[0]
+            if self._preserve_refusal is not None and self._preserves_several:
+                self._preserve_refusal = None
+                self.preserve({hash_slot: [key]})  # alone, for the refusal may be another's
+            elif (refusal := self.take_preserve_refusal()) is None:
+                self.preserve(missing, several=sum(map(len, missing.values())) > 1)
             else:
-                self._reply(rest[0][0], refusal)
+                self.commands += 1
+                self._reply(command, refusal)
                 rest = rest[1:]
         return untaken + sum(len(item[1]) for item in rest)
 

@@ -8,7 +8,7 @@ judges the answers; what is not proven ends the snapshot.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import trio
@@ -127,7 +127,9 @@ class Histories:
         targets = {migration.target_id for migration in view.migrations if hash_slot in migration.slots}
         for shard in view.shards:
             if not targets or shard.primary.id in targets:
-                self._see(shard.primary.address, is_importing=True)
+                standing = Standing.of(view, shard.primary.address)
+                if standing is not None:
+                    self._see(replace(standing, is_importing=True), [])
         self._wanted.set()
 
     def has_floors_of(self, snapshot_id: int, connection: NodeConnection) -> bool:
@@ -259,21 +261,29 @@ class Histories:
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
         if not self.floors:
             return
-        for shard in new.shards:
-            self._see(shard.primary.address)
+        standings = [Standing.of(new, address) for address in self._history_of]
+        for standing in standings:
+            if standing is not None:
+                self._see(
+                    standing, [other for other in standings if other is not None and other is not standing]
+                )
         self._wanted.set()
 
-    def _see(self, address: Address, *, is_importing: bool = False) -> None:
-        history = self._history_of.get(address)
-        standing = Standing.of(self._topology.view, address)
-        if history is None or standing is None:
+    def _see(self, standing: Standing, others: Iterable[Standing]) -> None:
+        """Note what a primary has. ``others``: primaries whose histories are known, too.
+
+        Slots have left its shard only when one of those has them: a failing primary seems to have none, until the
+        replica that took them over is judged.
+        """
+        history = self._history_of.get(standing.node.address)
+        if history is None:
             return
+        elsewhere = frozenset().union(*(other.slots for other in others))
         for floors in self.floors.values():
             if (floor := floors.get(history)) is not None:
+                slots = standing.slots | ((floor.slots or frozenset()) - elsewhere)
                 floors[history] = floor.seen(
-                    standing.slots,
-                    standing.node.config_epoch,
-                    is_importing=is_importing or standing.is_importing,
+                    slots, standing.node.config_epoch, is_importing=standing.is_importing
                 )
 
     def _forget_known(self, address: Address) -> bool:

@@ -71,7 +71,10 @@ HAD_MARKER, TOO_LARGE = -1, -2
 AT_ONCE = ""  # as a reason to try again: no pause is needed
 
 # A node that says so refuses every write, the client's own too: the snapshot is as good as before.
-_NODE_REFUSES = (b"-MISCONF", b"-NOREPLICAS", b"-READONLY", b"-NOAUTH", b"-NOPERM")
+_NODE_REFUSES = (b"-MISCONF", b"-NOREPLICAS", b"-READONLY", b"-NOAUTH", b"-NOPERM", b"-BUSY ")
+_SCRIPT_FAILED = (
+    b"-ERR Error running script"  # before Redis 7.0 the error of a script's command stands at the end
+)
 
 INTERNAL_KEY = error(
     "ERR keys whose names begin as steady{N}:m: or steady{N}:p: belong to the proxy's snapshots and are not written"
@@ -310,8 +313,8 @@ class Preserver:
         if reply is None:
             return f"{connection.address} did not reply"
         if reply[0] == 45:
-            if reply.startswith(_NODE_REFUSES):
-                return reply
+            if (refusal := _refusal_of_node(reply)) is not None:
+                return refusal
             redirect = (
                 self.ways.understand(reply, connection, from_script=True) if needs_attention(reply) else None
             )
@@ -333,8 +336,9 @@ class Preserver:
     ) -> bytes | str | None:
         """In a slot that is split between two nodes: single-key steps, each of which goes where its key is.
 
-        Any interleaving of writers is safe, because M is set once, before any of them writes K, and ``a`` never
-        looks at P. Each step may be repeated: RESTORE finds the key busy, SET NX finds the marker.
+        Any interleaving of writers is safe, because M is set once, before any of them writes K; a P is never anything
+        but the value of the cut, and is never taken back; and ``a`` never looks at P. Each step may be repeated:
+        RESTORE finds the key busy, SET NX finds the marker.
         """
         for key in keys:
             outcome = await self._steps_of(slot, key, newest, resp, deadline)
@@ -361,7 +365,7 @@ class Preserver:
         if size_reply[0] == 45:
             return _judge_step(size_reply)
         size = 0 if _is_nil(size_reply) else int(size_reply[1:-2])
-        kind, is_stored = b"a", False
+        kind = b"a"
         bytes_max = self.settings.key_bytes_max
         if bytes_max and size > bytes_max:
             kind, answer = b"x", TOO_LARGE
@@ -373,23 +377,26 @@ class Preserver:
             if payload[0] == 45:
                 return _judge_step(payload)
             if not _is_nil(payload):
+                # Had another writer's marker come before, what was dumped could be what that one wrote. As it is,
+                # whatever is stored is the value of the cut, and stays: another's marker may come to count on it.
+                found = await ask(b"GET", name)
+                if found[0] == 45:
+                    return _judge_step(found)
+                if not _is_nil(found):
+                    return None
                 left = int(lifetime[1:-2])  # milliseconds; negative: for ever, which RESTORE calls 0
                 ttl = max(1, left) if left >= 0 else 0
                 restored = await ask(b"RESTORE", saved, b"%d" % ttl, decode(payload))
                 if restored[0] == 45 and not restored.startswith(b"-BUSYKEY"):
                     return _judge_step(restored)
-                kind, answer, is_stored = b"p", size, restored[0] != 45
+                kind, answer = b"p", size
         if kind == b"a":
             answer = 0
         set_reply = await ask(b"SET", name, kind, b"NX")
         if set_reply[0] == 45:
             return _judge_step(set_reply)
         if _is_nil(set_reply):
-            # Another writer decided. A pre-image that was stored here then belongs to no decision: the other's, if it
-            # had one, was gone by its lifetime.
-            answer = HAD_MARKER
-            if is_stored:
-                await ask(b"UNLINK", saved)
+            answer = HAD_MARKER  # another writer decided
         self.on_split(slot)
         self._count(newest, answer)
         return None
@@ -425,6 +432,13 @@ def _is_nil(reply: bytes) -> bool:
 
 def _text(reply: bytes) -> str:
     return reply[1:-2].decode(errors="replace")
+
+
+def _refusal_of_node(reply: bytes) -> bytes | None:
+    """The error by which the node refuses every write, if that is what the script met."""
+    if reply.startswith(_SCRIPT_FAILED):
+        reply = reply[reply.rfind(b": -") + 2 :]
+    return reply if reply.startswith(_NODE_REFUSES) else None
 
 
 def _judge_step(reply: bytes) -> bytes:

@@ -304,6 +304,12 @@ class World:
         self.clients.append(client)
         return client
 
+    def upstream(self, index: int, lane: Lane = Lane.WRITE, resp: int = 2) -> NodeConnection:
+        """The shared connection to one of ``nodes``."""
+        connection = self.upstreams.connection(self.nodes[index].address, resp, lane)
+        assert connection is not None
+        return connection
+
     def turn(self) -> None:
         """Turns of the hub until nothing is ready."""
         while self.hub.turn():

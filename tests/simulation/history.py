@@ -431,7 +431,9 @@ class History:
         cluster.is_moving = True  # nothing moves meanwhile
         node.crash()
         await trio.sleep(rng.uniform(0.002, 0.03))
-        self.world.tell(f"node {node.index} is back with {'nothing' if node.saved is None else 'what it had saved'}")
+        self.world.tell(
+            f"node {node.index} is back with {'nothing' if node.saved is None else 'what it had saved'}"
+        )
         cluster.restart(node)
         cluster.is_moving = False
 

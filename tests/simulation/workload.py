@@ -66,7 +66,9 @@ class Workload:
 
     def tag(self) -> bytes:
         """Mostly the hot one, while there is one."""
-        return self.hot if self.hot is not None and self.rng.random() < HOT_SHARE else self.rng.choice(self.tags)
+        return (
+            self.hot if self.hot is not None and self.rng.random() < HOT_SHARE else self.rng.choice(self.tags)
+        )
 
     def key(self, name: bytes) -> bytes:
         return b"{%b}%b" % (self.tag(), name)

@@ -25,6 +25,7 @@ from proxy.exchange.gather.existing import (
 from proxy.exchange.gather.fanout import ERROR
 from proxy.exchange.gather.slots import CHECKPOINT_KEYS, SlotKeys
 from proxy.exchange.gather.testify import Judge
+from proxy.exchange.snapshot_reads import Asked
 from proxy.protocol.encode import command, error, frame
 from proxy.protocol.replies import ReplyError, decode
 from routing.names import key_text
@@ -32,6 +33,7 @@ from routing.snapshot_listing import PREIMAGE, Decision, Existence, SlotCandidat
 from routing.snapshot_names import marker, preimage
 from routing.topology import Address
 
+AGAIN_SECONDS = 0.01  # before a key is read anew
 TOGETHER_MARKERS_MAX = 2048  # asked for at the same time: making their names takes a millisecond
 
 
@@ -162,8 +164,12 @@ class KeysAtSnapshot:
     async def _existed(self, slot: int, key: bytes, type_name: bytes | None) -> bool:
         """One key, each step by itself. Raises KeyFaultError."""
         while True:
-            is_there = await self._is_there(slot, key, type_name)
-            decision = await self._decide_alone(slot, key)
+            owners: Asked = []
+            is_there = await self._is_there(slot, key, type_name, owners)
+            decision = await self._decide_alone(slot, key, owners)
+            if len(set(owners)) > 1:  # the owner, or its history, is another one now: see snapshot_reads
+                await trio.sleep(AGAIN_SECONDS)
+                continue
             match decision.existence:
                 case Existence.AS_NOW:
                     return is_there
@@ -177,12 +183,12 @@ class KeysAtSnapshot:
                 return is_there
             # The marker is gone, as above.
 
-    async def _decide_alone(self, slot: int, key: bytes) -> Decision:
+    async def _decide_alone(self, slot: int, key: bytes, owners: Asked) -> Decision:
         """By the markers of a key that was read before."""
         ids = self._ids()
         values: list[bytes | None] = []
         for snapshot_id in ids:
-            values.append(await self._value(slot, marker(slot, snapshot_id, key)))
+            values.append(await self._value(slot, marker(slot, snapshot_id, key), owners))
             if values[-1] is not None:
                 break
         try:
@@ -190,21 +196,28 @@ class KeysAtSnapshot:
         except ValueError as fault:
             raise KeyFaultError(error(f"ERR snapshot {self._id}: {fault}")) from fault
 
-    async def _is_there(self, slot: int, name: bytes, type_name: bytes | None) -> bool:
+    async def _is_there(
+        self, slot: int, name: bytes, type_name: bytes | None, owners: Asked | None = None
+    ) -> bool:
         """Whether it exists now, and is of the type if one is wanted."""
         if type_name is None:
-            return await self._call(slot, command("EXISTS", name)) == b":1\r\n"
-        return (await self._call(slot, command("TYPE", name))).lower() == b"+%b\r\n" % type_name.lower()
+            return await self._call(slot, command("EXISTS", name), owners) == b":1\r\n"
+        return (
+            await self._call(slot, command("TYPE", name), owners)
+        ).lower() == b"+%b\r\n" % type_name.lower()
 
-    async def _value(self, slot: int, name: bytes) -> bytes | None:
-        value = decode(await self._call(slot, command("GET", name)))
+    async def _value(self, slot: int, name: bytes, owners: Asked | None = None) -> bytes | None:
+        value = decode(await self._call(slot, command("GET", name), owners))
         return value if isinstance(value, bytes) else None
 
-    async def _call(self, slot: int, raw: bytes) -> bytes:
-        """The reply of a node whose history holds the cut. Raises KeyFaultError."""
+    async def _call(self, slot: int, raw: bytes, owners: Asked | None = None) -> bytes:
+        """The reply of a node whose history has the cut; ``owners`` gets who was asked first. Raises KeyFaultError."""
+        asked: Asked = []
         reply = await self._exchange.snapshot_reads.judged_execute(
-            raw, slot, self._id, resp=2, deadline=self._deadline
+            raw, slot, self._id, resp=2, deadline=self._deadline, asked=asked
         )
+        if owners is not None:
+            owners += asked[:1]
         if reply[0] == ERROR:
             raise KeyFaultError(reply)
         return reply

@@ -22,7 +22,8 @@ DEADLINE_SECONDS = 9.0
 OPEN_SECONDS = 15.0
 RETRY_SECONDS = 0.1
 SCAN_COUNT = 200
-LIST_SECONDS = (0.3, 1.2)  # from one listing to the next: it is much work for a proxy
+LIST_SECONDS = (0.1, 0.6)  # from one listing to the next
+LIST_REST = 5.0  # and so many times as long as the one before it took
 SCAN_CALLS_MAX = 10_000
 STRONG = (b"STEADY.READ", b"STRONG")
 
@@ -256,8 +257,11 @@ class Lives:
         """SCAN and KEYS at each door by turns, until cancelled."""
         rng = random.Random(f"{self._options.seed}/lister {salt}")
         turn = rng.randrange(4)
+        took = 0.0
         while not view.has_ended:
-            await trio.sleep(rng.uniform(*LIST_SECONDS))
+            # Its share of the proxy's time stays small, however long one takes.
+            await trio.sleep(rng.uniform(*LIST_SECONDS) + took * LIST_REST)
+            began = trio.current_time()
             client = await self._reader(view, turn // 2 % self._doors.count, resp3=False)
             turn += 1
             if client is None:
@@ -276,6 +280,7 @@ class Lives:
                 self._tally.reads_lost += 1
             finally:
                 client.close_nowait()
+                took = trio.current_time() - began
 
     async def _dump(self, expectations: Sequence[Expectation]) -> dict[bytes, list[Reply]]:
         """Payload -> replies now, in canonical order. Empty if it could not be made."""

@@ -103,10 +103,22 @@ class FakeReads:
         return before
 
     async def judged_execute(
-        self, raw: bytes, hash_slot: int, snapshot_id: int, *, resp: int, deadline: float
+        self,
+        raw: bytes,
+        hash_slot: int,
+        snapshot_id: int,
+        *,
+        resp: int,
+        deadline: float,
+        asked: list[tuple[Address, bytes]] | None = None,
     ) -> bytes:
+        def before(connection: NodeConnection) -> bool:
+            if asked is not None:
+                asked.append((connection.address, b"good"))
+            return True
+
         return await self._world.exchange.execute(
-            raw, hash_slot, resp=resp, repeatable=True, deadline=deadline, lane=Lane.READ
+            raw, hash_slot, resp=resp, repeatable=True, deadline=deadline, lane=Lane.READ, before=before
         )
 
 
