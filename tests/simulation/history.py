@@ -25,7 +25,7 @@ SHARDS = 3
 REQUEST_DEADLINE_SECONDS = 0.4
 WRITERS = 3
 READERS = 1
-OPERATIONS = 16  # of each client
+OPERATIONS = 13  # of each client
 PAUSE_SECONDS = 0.02  # between two operations of a client, on average
 SNAPSHOT_SETTINGS = SnapshotSettings(
     open_deadline_seconds=0.6,
@@ -102,7 +102,7 @@ class History:
                 for number in range(READERS):
                     tasks.start_soon(self._client, f"r{number}", 0.0)
                 tasks.start_soon(self._trouble)
-                for _ in range(self.rng.choice((1, 1, 2))):
+                for _ in range(self.rng.choice((1, 1, 1, 2))):
                     tasks.start_soon(self._snapshots)
             await self._settle()
             self._check()
@@ -205,7 +205,7 @@ class History:
         """Many keys, all at once, from one client."""
         client = await self._client_of_one()
         bound = await client.call(b"STEADY.READ", b"SNAPSHOT", b"%d" % view.id)
-        keys = self.rng.sample(self.workload.keys, len(self.workload.keys) // 3)
+        keys = self.rng.sample(self.workload.keys, len(self.workload.keys) // 4)
         requests = [read_of(key) for key in keys]
         strings = sorted(key for key in keys if key.rpartition(b"}")[2][:1] == b"s")
         if len(strings) > 1:
@@ -380,7 +380,7 @@ class History:
         if node.is_stalled or not node.is_up:
             return
         self.cluster.counts["stalls"] += 1
-        seconds = self.rng.choice((0.01, 0.05, 0.3, 0.6)) * self.rng.uniform(0.5, 1.5)
+        seconds = self.rng.choice((0.01, 0.05, 0.3, 0.5)) * self.rng.uniform(0.5, 1.2)
         self.world.tell(f"node {node.index} stands still for {seconds:.3f}")
         node.stall()
         await trio.sleep(seconds)
