@@ -54,6 +54,7 @@ BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
 ATTEMPT_PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.002  # while another proxy opens
 ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
+FORGET_SECONDS = 60.0  # for which an acknowledgement stays
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
 RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
 SETTLE_SECONDS = 10.0  # after which no write is on its way any more that went by a former chain
@@ -105,6 +106,8 @@ class Snapshots:
         self._barrier_seconds: dict[int, float] = {}
         self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
         self._closing_since: dict[int, float] = {}  # Trio time
+        self._opening_id = 0  # the record of the attempt that is under way
+        self._read_no_more: set[int] = set()  # ended, and no member reads at them
         self._floors_changed = False
         self._has_work = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -328,6 +331,7 @@ class Snapshots:
             nursery.start_soon(self.histories.run)
             nursery.start_soon(self.sweeper.run)
             nursery.start_soon(self.bypass.run)
+            nursery.start_soon(self._await_former_readers)
             while True:
                 with trio.move_on_after(BEAT_SECONDS):
                     await self._has_work.wait()
@@ -355,7 +359,7 @@ class Snapshots:
     async def _attempt(self, name: str, ttl: float, operator: Operator, deadline: float) -> SnapshotRecord:
         expires_at = self._now() + ttl if ttl else None
         record = await self.book.allocate(name, expires_at, operator, open_max=self.settings.open_max)
-        number = record.id
+        number = self._opening_id = record.id
         try:
             async with self._attention(number) as others:
                 had_strangers = await self._kill_leftovers()
@@ -395,6 +399,7 @@ class Snapshots:
             self._abort([number], f"not opened: {reason}")
             raise
         finally:
+            self._opening_id = 0
             self._end_barrier()
 
     @asynccontextmanager
@@ -502,13 +507,13 @@ class Snapshots:
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
             self._spoiled = None
-            self._barrier = Barrier(self.preserver, self._links)
+            barrier = self._barrier = Barrier(self.preserver, self._links)
             is_own = new.owner == self._proxy_id
             if self._multis:
                 self._spoiled = "writes over several slots were being retried"
             self.preserver.is_held = not is_own or self._others_cut_too
             if not is_own:
-                self._start(self._cut_for_other, new)
+                self._start(self._cut_for_other, new, barrier)
         elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
             self._start(self._attend, new)
         elif is_cut_now:
@@ -528,6 +533,7 @@ class Snapshots:
             if old is not None and self.members.others:
                 self._start(self._finish_reading, number)
         if not new.is_open:
+            self._start(self._await_last_reader, new)
             self._closing_since.pop(number, None)
             self._view_from.pop(number, None)
             self.histories.end(number)
@@ -562,10 +568,8 @@ class Snapshots:
                     break
                 await trio.sleep(LOOK_SECONDS)
 
-    async def _cut_for_other(self, record: SnapshotRecord) -> None:
+    async def _cut_for_other(self, record: SnapshotRecord, barrier: Barrier) -> None:
         """Another proxy opens, and this one has cut: drain, say so, and hold until it serves."""
-        barrier = self._barrier
-        assert barrier is not None
         try:
             await self._kill_leftovers()
             await barrier.drain(trio.current_time() + self.settings.hold_seconds)
@@ -579,6 +583,33 @@ class Snapshots:
                 raise CutFailedError("its opening took too long")
         except (CutFailedError, StoreError) as failed:
             self._abort([record.id], f"{self._proxy_id}: {failed}")
+
+    async def _await_last_reader(self, record: SnapshotRecord) -> None:
+        """What an ended snapshot has left may be swept when no member reads at it, even one that has not heard yet."""
+        others: set[str] = set()
+        while True:
+            try:
+                await self.members.acknowledge(record.id, Phase.DONE)
+                others = set(await self.members.fresh_others())
+                deadline = trio.current_time() + self.settings.member_ttl_seconds
+                if not await self.members.wait_acks(record.id, Phase.DONE, others, deadline):
+                    break
+            except StoreError as failed:
+                log.debug("snapshot_readers_unknown", id=record.id, reason=failed)
+                await trio.sleep(BEAT_SECONDS)
+        self._read_no_more.add(record.id)
+        self.sweeper.chain_changed()
+        if others:
+            await trio.sleep(FORGET_SECONDS)  # the others may still ask for the acknowledgement
+        self.members.forget(record.id)
+
+    async def _await_former_readers(self) -> None:
+        """The same for those that had ended before this proxy began: every member has heard of them by then."""
+        ended = [record.id for record in self.book.records.values() if not record.is_open]
+        if self._store.is_shared:
+            await trio.sleep(2 * self.settings.member_ttl_seconds)
+        self._read_no_more.update(ended)
+        self.sweeper.chain_changed()
 
     async def _finish_reading(self, number: int) -> None:
         """Another proxy waits for this one's readers before it lets the snapshot's data be swept."""
@@ -684,6 +715,11 @@ class Snapshots:
                         await self.book.move(number, partial(_with_floors, recorded))
             now = self._now()
             for record in list(self.book.records.values()):
+                is_own = record.owner == self._proxy_id and record.id != self._opening_id
+                if record.state is SnapshotState.OPENING and is_own:
+                    self._abort(
+                        [record.id], "its opening was cancelled"
+                    )  # before the record was known to be made
                 if record.state is SnapshotState.SERVING and record.id in self._serving:
                     await self._look_at(record, now)
                 elif record.state is SnapshotState.CLOSING:
@@ -709,6 +745,7 @@ class Snapshots:
 
     def _forget_gone(self) -> None:
         """What is known of snapshots whose records are gone."""
+        self._read_no_more &= self.book.records.keys()
         for known in (self.preserver.costs, self._barrier_seconds, self._ended):
             for number in [number for number in known if number not in self.book.records]:
                 known.pop(number)
@@ -749,8 +786,8 @@ class Snapshots:
     def _is_sweepable(self, snapshot_id: int) -> bool:
         """Ids from before this proxy began and unknown to the store are of a store that was lost."""
         record = self.book.records.get(snapshot_id)
-        if record is not None and record.is_open:
-            return False
+        if record is not None:
+            return not record.is_open and snapshot_id in self._read_no_more
         return snapshot_id <= self.book.last_id or snapshot_id < int(self._began_at)
 
     def _open_since(self) -> float | None:
