@@ -282,7 +282,7 @@ class Members:
                 self._note_trouble(str(error) or f"{self._store.name} does not answer")
             else:
                 if self._is_attached:
-                    pause_seconds = self._ttl_seconds / RENEWALS
+                    pause_seconds = self._ttl_seconds / RENEWALS if self._store.is_shared else inf
 
     async def _renew(self) -> None:
         lease, began = self._lease, trio.current_time()

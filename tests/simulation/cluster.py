@@ -998,8 +998,9 @@ class Cluster:
                 )
 
     def _learn_slot(self, node: ServerNode, slot: int, claim: Claim) -> None:
+        was_owner = node.belief.owner(slot) == node.index
         if node.belief.adopt_slot(slot, claim):
-            if node.is_primary and node.belief.owner(slot) != node.index:
+            if node.is_primary and was_owner and node.belief.owner(slot) != node.index:
                 node.migrating.pop(slot, None)
                 for key in self.keys_in_slot(
                     node, slot

@@ -24,9 +24,9 @@ from tests.simulation.world import SimClock, World, seeded, simulated_sockets
 SHARDS = 3
 REQUEST_DEADLINE_SECONDS = 0.4
 WRITERS = 3
-READERS = 2
-OPERATIONS = 22  # of each client
-PAUSE_SECONDS = 0.018  # between two operations of a client, on average
+READERS = 1
+OPERATIONS = 16  # of each client
+PAUSE_SECONDS = 0.02  # between two operations of a client, on average
 SNAPSHOT_SETTINGS = SnapshotSettings(
     open_deadline_seconds=0.6,
     drain_seconds=0.15,
@@ -34,6 +34,7 @@ SNAPSHOT_SETTINGS = SnapshotSettings(
     member_ttl_seconds=0.6,
     sweep_pause_seconds=0.02,
 )
+LAGS_SECONDS = (0.0, 0.002, 0.02, 0.1, 0.3)  # of replicas
 ENGINES = ("6.2.14", "7.0.15", "8.0.1", "8.1.0", "9.1.0")
 
 logging.getLogger("proxy").setLevel(logging.CRITICAL)
@@ -65,6 +66,8 @@ class History:
         self.cluster = self.world.cluster = self.ledger.cluster = Cluster(
             self.world, self.ledger, SHARDS, 1, engine_version=engine_version
         )
+        for node in self.cluster.nodes[SHARDS:]:
+            node.lag_seconds = self.rng.choice(LAGS_SECONDS)
         self.workload = Workload(self.rng, self.ledger)
         self.ledger.use(self.workload.keys)
         self.judge = Judge(self.ledger)
@@ -164,7 +167,7 @@ class History:
             view = await self._open()
             if view is None:
                 continue
-            for _ in range(self.rng.randint(1, 5)):
+            for _ in range(self.rng.randint(1, 4)):
                 await self._read(view)
                 await trio.sleep(self.rng.expovariate(1 / 0.06))
             with trio.move_on_after(0.3):
@@ -249,7 +252,9 @@ class History:
             self._fail_over: 3,
             self._stall: 3,
             self._break_connections: 2,
-            self._lag: 3,
+            self._lag: 2,
+            self._restart: 2,
+            self._delay: 2,
         }
         if self.crashes:
             choices[self._crash_proxy] = 3
@@ -260,7 +265,7 @@ class History:
         kinds, weights = list(choices), list(choices.values())
         async with trio.open_nursery() as nursery:
             while self._busy:
-                await trio.sleep(self.rng.expovariate(1 / 0.08))
+                await trio.sleep(self.rng.expovariate(1 / 0.06))
                 nursery.start_soon(self.rng.choices(kinds, weights)[0])
 
     async def _migrate(self) -> None:
@@ -270,13 +275,15 @@ class History:
             return
         cluster.is_moving = True
         try:
-            slot = slot_of(rng.choice(self.workload.keys))
+            tag = rng.choice(self.workload.tags)
+            slot = slot_of(tag)
             source = cluster.owner(slot)
             target = cluster.primary(rng.choice([shard for shard in range(SHARDS) if shard != source.shard]))
             await self._until_well(source.shard, target.shard)
             source, target = cluster.owner(slot), cluster.primary(target.shard)
             self.world.tell(f"slot {slot} opens from {source.index} to {target.index}")
             cluster.open_slot(slot, target)
+            self.workload.hot = tag
             pace = rng.choice((0.0005, 0.003, 0.012))
             while True:
                 await trio.sleep(rng.expovariate(1 / pace))
@@ -290,6 +297,7 @@ class History:
                 self.world.tell(f"key {key!r} goes")
                 cluster.migrate_key(slot, key)
             cluster.close_slot(slot)
+            self.workload.hot = None
             self.world.tell(f"slot {slot} closed")
             await trio.sleep(0.03)
         finally:
@@ -313,7 +321,7 @@ class History:
     async def _until_well(self, *shards: int) -> None:
         """Until the primaries run and are known to be primaries."""
         while any(
-            not node.is_up or node.is_stalled or node.belief.primary_of[shard].who != node.index
+            not node.is_up or node.is_stalled or node.told or node.belief.primary_of[shard].who != node.index
             for shard in shards
             for node in [self.cluster.primary(shard)]
         ):
@@ -393,11 +401,43 @@ class History:
         await trio.sleep(self.rng.choice((0.02, 0.1, 0.2)))
         proxy.store.is_down = not proxy.is_up
 
+    async def _restart(self) -> None:
+        """A primary dies, and is back before anybody takes over: with what it had saved lately, or with nothing."""
+        cluster, rng = self.cluster, self.rng
+        node = cluster.primary(rng.randrange(SHARDS))
+        if not node.is_up or node.is_stalled or node.migrating or node.importing or cluster.is_moving:
+            return
+        cluster.save(node)
+        await trio.sleep(rng.uniform(0.0, 0.15))
+        if not node.is_up or node.is_stalled or cluster.primary(node.shard) is not node or cluster.is_moving:
+            return
+        if rng.random() < 0.2:
+            node.saved = None
+        self.world.tell(f"node {node.index} dies")
+        cluster.is_moving = True  # nothing moves meanwhile
+        node.crash()
+        await trio.sleep(rng.uniform(0.002, 0.03))
+        self.world.tell(
+            f"node {node.index} is back with {'nothing' if node.saved is None else 'what it had saved'}"
+        )
+        cluster.restart(node)
+        cluster.is_moving = False
+
+    async def _delay(self) -> None:
+        """What a proxy sends over one connection is held up on the way, as packets are that get lost again and again."""
+        running = [proxy for proxy in self.proxies if proxy.is_up]
+        await trio.lowlevel.checkpoint()
+        if running:
+            self.world.tell("a connection is held up")
+            self.cluster.counts["delays"] = self.cluster.counts.get("delays", 0) + 1
+            sockets = [sock for sock in self.rng.choice(running).hub.sockets if sock.is_open]
+            self.rng.choice(sockets).hold_up(self.rng.choice((0.05, 0.5, 0.8)))
+
     async def _lag(self) -> None:
         node = self.rng.choice(self.cluster.nodes)
         if not node.is_primary:
             node.catch_up()
-            node.lag_seconds = self.rng.choice((0.0, 0.002, 0.02, 0.1))
+            node.lag_seconds = self.rng.choice(LAGS_SECONDS)
         await trio.lowlevel.checkpoint()
 
     async def _settle(self) -> None:

@@ -10,8 +10,23 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import trio
+
+from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests
+from proxy.exchange.snapshot_reads import SnapshotReads
+from proxy.protocol.canonical import canonical
+from proxy.protocol.encode import frame
+from proxy.snapshots import histories, service
+from proxy.snapshots.abandoned import Strangers
+from proxy.snapshots.histories import Histories
+from proxy.snapshots.preserve import Preserver
+from proxy.snapshots.service import Snapshots
+from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connection import NodeConnection
+from routing.snapshot_floors import Proven, retaken
+from routing.snapshot_reads import rewrite
+from routing.topology import Address
 
 PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {}
 
@@ -38,4 +53,125 @@ def _a_lost_write_repeated() -> Iterator[None]:
 @plant("ASKING left out")
 def _asking_left_out() -> Iterator[None]:
     with patch.object(NodeConnection, "queue_asking", NodeConnection.queue):
+        yield
+
+
+@plant("marker set after the write")
+def _marker_set_after_the_write() -> Iterator[None]:
+    real = Preserver._at_owner
+
+    async def at_owner(
+        self: Any, connection: Any, slot: int, keys: list[bytes], resp: int, deadline: float
+    ) -> None:
+        async def work() -> bytes:
+            await trio.sleep(0.0005)
+            await real(self, connection, slot, keys, resp, deadline)
+            return b""
+
+        self._remember(connection, keys)
+        self.ways.start(work, lambda reply: None, trio.CancelScope())
+
+    with patch.object(Preserver, "_at_owner", at_owner):
+        yield
+
+
+@plant("pre-image with REPLACE")
+def _pre_image_with_replace() -> Iterator[None]:
+    real = Exchange.execute
+
+    async def execute(self: Any, raw: bytes, hash_slot: int, **rest: Any) -> bytes:
+        if raw.startswith(b"*4\r\n$7\r\nRESTORE\r\n"):
+            raw = b"*5" + raw[2:] + b"$7\r\nREPLACE\r\n"
+        return await real(self, raw, hash_slot, **rest)
+
+    with patch.object(Exchange, "execute", execute):
+        yield
+
+
+@plant("no cache reset on failover")
+def _no_cache_reset_on_failover() -> Iterator[None]:
+    """What is known to be preserved outlives the connection and the history that it was true of."""
+    known_at: dict[tuple[int, Address], set[bytes]] = {}
+    real = NodeConnection.__init__
+
+    def init(self: Any, hub: Any, sock: Any, address: Address, **rest: Any) -> None:
+        real(self, hub, sock, address, **rest)
+        self.known = known_at.setdefault((id(hub), address), set())
+
+    with (
+        patch.object(NodeConnection, "__init__", init),
+        patch.object(Histories, "_forget_known", lambda self, address: False),
+    ):
+        yield
+
+
+@plant("M read before K")
+def _m_read_before_k() -> Iterator[None]:
+    """On the slow way: the markers first, then the key."""
+    real = SnapshotReads._markers
+
+    async def in_slot(
+        self: Any, snapshot_id: int, planned: Any, hash_slot: int, resp: int, deadline: float
+    ) -> bytes:
+        found = await real(self, snapshot_id, hash_slot, list(planned.keys), deadline)
+        if isinstance(found, bytes):
+            return found
+        raw = frame(rewrite(planned, dict(found)))
+        reply = await self.judged_execute(raw, hash_slot, snapshot_id, resp=resp, deadline=deadline)
+        return canonical(planned.shape, reply, dict(found))
+
+    with patch.object(SnapshotReads, "_in_slot", in_slot):
+        yield
+
+
+@plant("recovery after the first write")
+def _recovery_after_the_first_write() -> Iterator[None]:
+    recover, run = Snapshots.recover, Snapshots.run
+
+    async def recover_later(self: Any, seconds: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run_late(self: Any) -> None:
+        await trio.sleep(0.05)
+        await recover(self, 1.0)
+        await run(self)
+
+    with patch.object(Snapshots, "recover", recover_later), patch.object(Snapshots, "run", run_late):
+        yield
+
+
+@plant("an abandoned connection not killed")
+def _an_abandoned_connection_not_killed() -> Iterator[None]:
+    async def kill_no_abandoned(abandoned: Abandoned, *rest: Any) -> list[str]:
+        for entry in abandoned.pending():
+            abandoned.remove(entry)
+        return []
+
+    async def kill_no_strangers(*rest: Any) -> Strangers:
+        return Strangers()
+
+    with (
+        patch.object(service, "kill_abandoned", kill_no_abandoned),
+        patch.object(service, "kill_strangers", kill_no_strangers),
+    ):
+        yield
+
+
+@plant("a failover floor ignored")
+def _a_failover_floor_ignored() -> Iterator[None]:
+    def judge(floors: Any, sample: Any, slots: Any, config_epoch: int, *, is_importing: bool) -> Proven:
+        return Proven(floors.get(sample.point.replid) or retaken(sample, slots, config_epoch))
+
+    with patch.object(histories, "judge", judge):
+        yield
+
+
+@plant("a retried write that does not preserve")
+def _a_retried_write_that_does_not_preserve() -> Iterator[None]:
+    real = Exchange.execute
+
+    async def execute(self: Any, raw: bytes, hash_slot: int, *, writes: Any = (), **rest: Any) -> bytes:
+        return await real(self, raw, hash_slot, **rest)
+
+    with patch.object(Exchange, "execute", execute):
         yield

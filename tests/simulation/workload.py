@@ -15,7 +15,7 @@ from tests.simulation.ledger import Ledger
 Words = tuple[bytes, ...]
 
 SET_TWO = b"redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return 1"
-BANK_START = 1000
+HOT_SHARE = 0.6
 
 TAGS = (b"a", b"b", b"e", b"k", b"q", b"z")
 READ_OF = {
@@ -55,14 +55,21 @@ class Workload:
             for tag in self.tags
             for name in (b"s1", b"s2", b"h1", b"l1", b"l2", b"m1", b"z1", b"n1", b"n2")
         ]
+        self.hot: bytes | None = None  # a tag that most operations are about now
         self._tokens = 0
 
     def token(self) -> bytes:
         self._tokens += 1
         return b"t%d" % self._tokens
 
+    def tag(self) -> bytes:
+        """Mostly the hot one, while there is one."""
+        return (
+            self.hot if self.hot is not None and self.rng.random() < HOT_SHARE else self.rng.choice(self.tags)
+        )
+
     def key(self, name: bytes) -> bytes:
-        return b"{%b}%b" % (self.rng.choice(self.tags), name)
+        return b"{%b}%b" % (self.tag(), name)
 
     def string(self) -> bytes:
         return self.key(self.rng.choice((b"s1", b"s2")))
@@ -111,7 +118,7 @@ class Workload:
         return [(self.rng.choice((b"LPOP", b"RPOP")), self.key(b"l1"))]
 
     def _move(self) -> list[Words]:
-        tag = self.rng.choice(self.tags)
+        tag = self.tag()
         return [(b"LMOVE", b"{%b}l1" % tag, b"{%b}l2" % tag, b"LEFT", b"RIGHT")]
 
     def _member(self) -> list[Words]:
@@ -121,11 +128,11 @@ class Workload:
         return [(b"ZADD", self.key(b"z1"), b"%d" % self.rng.randint(1, 99), self.token())]
 
     def _rename(self) -> list[Words]:
-        tag = self.rng.choice(self.tags)
+        tag = self.tag()
         return [(b"RENAME", b"{%b}s1" % tag, b"{%b}s2" % tag)]
 
     def _copy(self) -> list[Words]:
-        tag = self.rng.choice(self.tags)
+        tag = self.tag()
         return [(b"COPY", b"{%b}s2" % tag, b"{%b}s1" % tag, b"REPLACE")]
 
     def _expire(self) -> list[Words]:
@@ -133,18 +140,18 @@ class Workload:
         return [(b"PEXPIRE", self.string(), b"%d" % (100_000 + self._tokens))]
 
     def _script(self) -> list[Words]:
-        tag = self.rng.choice(self.tags)
+        tag = self.tag()
         return [(b"EVAL", SET_TWO, b"2", b"{%b}s1" % tag, b"{%b}s2" % tag, self.token())]
 
     def _transfer(self) -> list[Words]:
         """From one account to another, an amount that nobody else transfers."""
         self._tokens += 1
-        first = b"{%b}" % self.rng.choice(self.tags)
+        first = b"{%b}" % self.tag()
         amount = self._tokens
         return [(b"INCRBY", first + b"n1", b"%d" % -amount), (b"INCRBY", first + b"n2", b"%d" % amount)]
 
     def _both(self) -> list[Words]:
-        tag, token = self.rng.choice(self.tags), self.token()
+        tag, token = self.tag(), self.token()
         return [(b"APPEND", b"{%b}s1" % tag, token), (b"RPUSH", b"{%b}l1" % tag, token)]
 
 

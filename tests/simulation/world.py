@@ -148,6 +148,9 @@ class Pipe:
         self.deliver = deliver
         self._arrives_at = 0.0
 
+    def hold_up(self, seconds: float) -> None:
+        self._arrives_at = max(self._arrives_at, self.world.now + seconds)
+
     def send(self, data: bytes | None) -> None:
         """None: the end."""
         arrives_at = ceil((self.world.now + self.world.latency()) / TICK_SECONDS) * TICK_SECONDS
@@ -266,6 +269,14 @@ class SimSocket:
         self._news.set()
         self._news = trio.Event()
         self.hub.wake(self._number)
+
+    @property
+    def is_open(self) -> bool:
+        return not self._is_closed and not self._is_ended
+
+    def hold_up(self, seconds: float) -> None:
+        """What is sent from now on arrives no sooner than after this time, also if the socket is closed meanwhile."""
+        self._out.hold_up(seconds)
 
     @property
     def has_input(self) -> bool:

@@ -367,7 +367,7 @@ async def test_ended_records_are_removed_but_for_the_latest_and_the_chain(
 
 
 async def test_a_record_that_cannot_be_read_is_kept_and_not_read(stores: Sequence[TopologyStore]) -> None:
-    """Damaged, of another id, or newer: writes preserve for it, no one reads at it, and it can be ended."""
+    """Damaged, of another id, or of a newer version: writes preserve for it, none reads at it, and it can be ended."""
     (book, heard), (other, _) = book_of(stores[0]), book_of(stores[1], "p2")
     record = await allocate(other)
     await other.move(1000, SERVING)
@@ -710,7 +710,7 @@ async def test_an_answer_that_comes_late_sets_nothing_back() -> None:
         late = store.late_commit = trio.Event()
         nursery.start_soon(here.move, 1000, cut)
         await wait_all_tasks_blocked()
-        life += [cut(life[0]), await there.move(1000, ABORTED)]
+        life += [cut(life[0]), await there.move(1000, SERVING)]
         await wait_all_tasks_blocked()
         late.set()
         await wait_all_tasks_blocked()

@@ -52,6 +52,11 @@ class StoreView:
             raise StoreUnavailableError("it is down")
         return await self._store.commit(*arguments, **options)
 
+    async def renew(self, lease: int) -> None:
+        if self.is_down:
+            raise StoreUnavailableError("it is down")
+        await self._store.renew(lease)
+
     def watch(self, prefix: str, after: int) -> LateWatch:
         return LateWatch(self, prefix, after)
 
@@ -166,8 +171,7 @@ async def test_writes_do_not_preserve_for_ever_for_a_proxy_that_is_gone(autojump
     async with proxies(2) as (a, b):
         record = await a.snapshots.open("", 60.0, WHO)
         await wait_all_tasks_blocked()
-        b.view.is_late = True
-        b.snapshots.book._after = 10**9
+        b.view.is_late = b.view.is_down = True
         a.snapshots._abort([record.id], "it is over its budget")
         await trio.sleep(2 * SETTINGS.member_ttl_seconds + 0.5)
         assert a.newest == 0
@@ -231,6 +235,7 @@ async def test_a_proxy_whose_lease_is_over_uses_no_reply_at_a_closing_snapshot(
             assert b.snapshots.is_usable(record.id)
             b.snapshots.members.valid_until = trio.current_time()
             assert not b.snapshots.is_usable(record.id)
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_opening_that_a_proxy_cannot_acknowledge_fails_and_the_proxy_lives_on(
@@ -375,3 +380,36 @@ async def test_a_snapshot_ends_when_its_time_is_over(autojump_clock: MockClock) 
         await trio.sleep(2.0)
         assert a.state_of(record.id) is b.state_of(record.id) is SnapshotState.CLOSED
         assert a.newest == b.newest == 0
+
+
+async def test_a_snapshot_is_not_closed_while_a_live_proxy_may_read_at_it(autojump_clock: MockClock) -> None:
+    async with proxies(2) as (a, b):
+        record = await a.snapshots.open("", 60.0, WHO)
+        await wait_all_tasks_blocked()
+        b.view.is_late = True
+        with pytest.raises(SnapshotError, match="proxy1 may still read"):
+            await a.snapshots.close(record.id, WHO)
+        assert a.newest == record.id
+        assert b.snapshots.is_usable(record.id)
+        b.view.catch_up()
+        await trio.sleep(service_module.CLOSE_SECONDS + 1.0)
+        assert a.state_of(record.id) is SnapshotState.CLOSED
+
+
+async def test_a_proxy_that_joins_while_a_snapshot_closes_does_not_keep_it_from_that(
+    autojump_clock: MockClock,
+) -> None:
+    async with proxies(2) as (a, b):
+        record = await a.snapshots.open("", 60.0, WHO)
+        await wait_all_tasks_blocked()
+        b.view.is_late = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.snapshots.book.move, record.id, SnapshotState.CLOSING)
+            await trio.sleep(0.1)
+            joiner = Proxy(a.view._store, "joiner", SETTINGS)
+            await joiner.snapshots.recover(1.0)
+            nursery.start_soon(joiner.snapshots.run)
+            await trio.sleep(0.1)
+            b.view.catch_up()
+            assert (await a.snapshots.close(record.id, WHO)).state is SnapshotState.CLOSED
+            nursery.cancel_scope.cancel()
