@@ -68,8 +68,9 @@ class Barrier:
         self._gates = preserver.gates = gates
 
     async def drain(self, deadline: float, all_drained: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Wait for the answers to all that was sent before the cut. Raises CutFailedError, and what ``all_drained`` does.
+        """Wait for the answers to all that was sent before the cut.
 
+        Raises CutFailedError, and what ``all_drained`` raises.
         ``deadline``: on Trio's clock. ``all_drained``: returns when other proxies have come as far; asked for only if
         commands block here.
         """

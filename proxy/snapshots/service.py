@@ -482,7 +482,10 @@ class Snapshots:
             self._cut_done = trio.Event()
 
     async def _await_drained(self, number: int) -> None:
-        """Return when all proxies have cut, and what they sent before is answered. Raises CutFailedError, StoreError."""
+        """Return when all proxies have cut, and what they sent before is answered.
+
+        Raises CutFailedError, StoreError.
+        """
         others = set(await self.members.fresh_others())
         if not others:
             return

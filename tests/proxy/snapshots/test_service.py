@@ -411,5 +411,7 @@ async def test_a_proxy_that_joins_while_a_snapshot_closes_does_not_keep_it_from_
             nursery.start_soon(joiner.snapshots.run)
             await trio.sleep(0.1)
             b.view.catch_up()
+            began = trio.current_time()
             assert (await a.snapshots.close(record.id, WHO)).state is SnapshotState.CLOSED
+            assert trio.current_time() - began < 1.0
             nursery.cancel_scope.cancel()
