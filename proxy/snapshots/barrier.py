@@ -20,7 +20,7 @@ import trio
 from proxy.protocol.encode import frame
 from proxy.snapshots.preserve import Gate, PreserveFailedError, Preserver
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.reply_slot import ConnectionLostError
+from proxy.upstream.reply_slot import ConnectionLostError, Fence
 
 PING = frame([b"PING"])
 
@@ -113,7 +113,9 @@ class Barrier:
         """None when what the connection owed is answered; else why that cannot be said."""
         try:
             with trio.move_on_at(deadline):
-                await connection.request(PING)
+                fence = Fence(PING)
+                connection.queue(fence)
+                await fence.wait_reply()
                 return None
         except ConnectionLostError as lost:
             return f"{lost}, with writes from before the cut unanswered"

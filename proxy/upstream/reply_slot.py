@@ -144,3 +144,9 @@ class Waiter(Slot):
             assert self._lost is not None
             raise self._lost
         return self._reply
+
+
+class Fence(Waiter):
+    """A question of whose answer only the place matters: it may be asked on a connection that a client has for itself."""
+
+    __slots__ = ()
