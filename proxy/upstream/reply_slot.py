@@ -147,6 +147,6 @@ class Waiter(Slot):
 
 
 class Fence(Waiter):
-    """A question of whose answer only the place matters: it may be asked on a connection that a client has for itself."""
+    """Asked for the place of its answer among others, also on a connection that a client has for itself."""
 
     __slots__ = ()

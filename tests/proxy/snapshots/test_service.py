@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proxy.settings import OnPreserveFailure, SnapshotSettings
 from proxy.snapshots import service as service_module
+from proxy.snapshots.barrier import CutFailedError
 from proxy.snapshots.facts import SnapshotError
 from proxy.snapshots.service import Snapshots
 from proxy.store.interface import Batch, LeaseExpiredError, StoreUnavailableError
@@ -215,7 +216,7 @@ async def test_a_proxy_that_said_it_reads_no_more_does_not(autojump_clock: MockC
             await acknowledge(*arguments)
             b.view.is_late = True
 
-        b.snapshots.members.acknowledge = then_late  # type: ignore[method-assign]
+        b.snapshots.members.acknowledge = then_late  # type: ignore[method-assign, assignment]
         await a.snapshots.close(record.id, WHO)
         assert a.newest == 0
         assert b.state_of(record.id) is SnapshotState.CLOSING
@@ -246,7 +247,7 @@ async def test_an_opening_that_a_proxy_cannot_acknowledge_fails_and_the_proxy_li
         async def fail(*arguments: Any) -> None:
             raise LeaseExpiredError("it is over")
 
-        acknowledge, b.snapshots.members.acknowledge = b.snapshots.members.acknowledge, fail  # type: ignore[method-assign]
+        acknowledge, b.snapshots.members.acknowledge = b.snapshots.members.acknowledge, fail  # type: ignore[method-assign, assignment]
         with pytest.raises(SnapshotError, match="did not notice"):
             await a.snapshots.open("", 60.0, WHO)
         b.snapshots.members.acknowledge = acknowledge  # type: ignore[method-assign]
@@ -330,7 +331,7 @@ async def test_what_a_proxy_leaves_opening_is_ended_when_its_lease_is_over(autoj
     async with proxies(2) as (a, b):
         async with trio.open_nursery() as nursery:
             store = a.view._store
-            dead = Proxy(store, "dead", SETTINGS)  # type: ignore[arg-type]
+            dead = Proxy(store, "dead", SETTINGS)
             await dead.snapshots.recover(1.0)
             record = await dead.snapshots.book.allocate("", None, WHO, open_max=8)
             nursery.cancel_scope.cancel()
@@ -346,7 +347,7 @@ async def test_attempts_that_failed_do_not_count_as_open(
     monkeypatch.setattr(service_module, "ATTEMPT_PAUSE_SECONDS", 0.0)
     async with proxies(1, settings) as (a,):
         take = a.snapshots._take_floors
-        failures = [service_module.CutFailedError("lost")] * 3
+        failures = [CutFailedError("lost")] * 3
 
         async def fail_first(deadline: float) -> Any:
             if failures:
