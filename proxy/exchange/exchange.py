@@ -139,14 +139,15 @@ class Exchange:
         lane: Lane | None = None,
         from_script: bool = False,
         writes: Collection[bytes] = (),
-        before: Callable[[NodeConnection], bool] | None = None,
+        before: Callable[[NodeConnection, bool], bool] | None = None,
     ) -> bytes:
         """The reply to one request on one slot, redirections followed and waits done, until the deadline.
 
         ``deadline`` is on Trio's clock; None counts the request deadline from now. ``lane`` None: the
         read lane if it is repeatable. ``from_script``: as in
         ``parse_redirect``. ``writes``: the keys that it may write, to be preserved before each sending.
-        ``before``: called with the connection in the step in which the request is queued on it; False: not there.
+        ``before``: called with the connection, and whether it is asked after ASK, in the step in which the request is
+        queued on it; False: not there.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
@@ -170,7 +171,7 @@ class Exchange:
             )
             if connection is None:
                 redirect: Redirect = Wait(self.why_unreachable(hash_slot, target))
-            elif before is not None and not before(connection):
+            elif before is not None and not before(connection, target is not None):
                 redirect = Wait(f"the history of {connection.address} is not judged yet")
             else:
                 reply = None

@@ -10,8 +10,8 @@ so no write had come before. The chain that is asked must not be older than the 
 changed meanwhile is read anew, and a slow one takes the chain when it asks for the markers.
 
 That holds within one history. A primary that fails over may lose a marker, and the write behind it, which was read
-before. So both are asked of the same history of the slot's owner, or read anew; what a migration's other side lost
-ends the snapshot (``routing.snapshot_floors``).
+before; or a pre-image, and the marker that named it. So all steps of a read are asked of the same history of the slot's
+owner, or begun anew; what a migration's other side lost ends the snapshot (``routing.snapshot_floors``).
 
 All of it goes over read lanes, for it changes nothing; a client's snapshot reads may overtake its writes, which they do
 not show anyway.
@@ -19,8 +19,8 @@ not show anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -46,6 +46,14 @@ if TYPE_CHECKING:
 NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
 PREIMAGE, ABSENT, TOO_LARGE = b"$1\r\np\r\n", b"$1\r\na\r\n", b"$1\r\nx\r\n"
 Asked = list[tuple[Address, bytes]]  # nodes, each with its history, in the order in which they were asked
+
+
+class MayAsk(Protocol):
+    """Whether a connection may be asked now; if so, the guard is queued on it. ``is_asking``: after ASK."""
+
+    def __call__(self, connection: NodeConnection, is_asking: bool = False) -> bool: ...
+
+
 OWNER_CHANGES = "its owner changes while it is read"
 SPLIT = frozenset({"MGET", "EXISTS", "TOUCH"})  # over several slots: key by key
 
@@ -102,19 +110,21 @@ class SnapshotReads:
 
     # -- the slow way
 
-    def may_ask(self, snapshot_id: int, asked: Asked | None = None) -> Callable[[NodeConnection], bool]:
+    def may_ask(self, snapshot_id: int, asked: Asked | None = None) -> MayAsk:
         """For ``Exchange.execute``: queue the guard in front, on a connection whose history was judged.
 
-        Who was asked is added to ``asked``.
+        ``asked`` gets who was asked in the last attempt: the slot's owner, then perhaps the node that it named in ASK.
         """
 
-        def before(connection: NodeConnection) -> bool:
+        def before(connection: NodeConnection, is_asking: bool = False) -> bool:
             if not self.histories.has_floors_of(snapshot_id, connection):
                 self.judge_soon(connection)
                 return False
             if not self.snapshots.is_view_fresh(snapshot_id):
                 return False
             if asked is not None:
+                if not is_asking:
+                    asked.clear()
                 asked.append((connection.address, connection.history))
             self.histories.guard(connection, -1)  # a task's request is a step of its own
             return True
@@ -189,6 +199,7 @@ class SnapshotReads:
     ) -> bytes:
         """K first, then M; with each key that has a marker replaced, anew, until no other one has."""
         replaced: dict[bytes, bytes] = {}
+        owner: Asked = []  # of the steps so far
         attempt = 0
         while True:
             raw = frame(rewrite(planned, replaced))
@@ -197,7 +208,10 @@ class SnapshotReads:
                 raw, hash_slot, snapshot_id, resp=resp, deadline=deadline, asked=asked
             )
             in_place = [key for key in planned.keys if key not in replaced]
-            found = await self._markers(snapshot_id, hash_slot, in_place, asked, deadline)
+            found: Mapping[bytes, bytes] | bytes | None = None
+            if not replaced or asked[:1] == owner:
+                owner = asked[:1]
+                found = await self._markers(snapshot_id, hash_slot, in_place, asked, deadline)
             if isinstance(found, bytes):
                 return found
             if found is None:

@@ -56,14 +56,12 @@ def play(seeds: Sequence[int], *, jobs: int, plant: str = "") -> Iterator[Outcom
 
 def play_here(seeds: Iterable[int], plant: str = "") -> list[Outcome]:
     """In this process."""
-    outcomes = []
-    gc.disable()  # histories are short, and their garbage is collected between them
-    for place, seed in enumerate(seeds):
-        outcomes.append(run(seed, plant=PLANTS[plant] if plant else nullcontext))
-        if place % 5 == 4:
-            gc.collect()
-    gc.enable()
-    return outcomes
+    gc.disable()  # histories are short: what they leave is collected when all are played
+    try:
+        return [run(seed, plant=PLANTS[plant] if plant else nullcontext) for seed in seeds]
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 @contextmanager

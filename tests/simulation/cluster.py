@@ -67,7 +67,7 @@ class Item:
     end: int
     changes: Sequence[Change]
     versions: dict[bytes, Version | None]
-    gave_away: bool = False  # a key that another shard has now
+    gone: Sequence[bytes] = ()  # keys that another shard has now
 
 
 @dataclass(slots=True)
@@ -352,18 +352,24 @@ class ServerNode:
         return replies
 
     def publish(
-        self, changes: Sequence[Change], versions: dict[bytes, Version | None], *, gave_away: bool = False
+        self,
+        changes: Sequence[Change],
+        versions: dict[bytes, Version | None],
+        *,
+        gone: Sequence[bytes] = (),
     ) -> None:
-        """Send the replicas what changed, and wake who waited for it."""
+        """Send the replicas what changed, and wake who waited for it. ``gone``: keys that another shard has now."""
         self.versions.update(versions)
-        if not changes and not versions:
+        for key in gone:
+            self.versions.pop(key, None)
+        if not changes and not versions and not gone:
             return
         size = 0
         for key, entry in changes:
             size += 32 + len(key) + (len(entry.value) if entry is not None else 0)
             self.key_counts[key] = self.key_counts.get(key, 0) + 1
         self.offset += size
-        self.stream.append(Item(self.world.now, self.offset, changes, versions, gave_away))
+        self.stream.append(Item(self.world.now, self.offset, changes, versions, gone))
         for key, entry in changes:
             if entry is not None and type(entry.value) is tuple:
                 self._serve_blocked(key)
@@ -488,6 +494,8 @@ class ServerNode:
             for key, _ in item.changes:
                 self.key_counts[key] = self.key_counts.get(key, 0) + 1
             self.versions.update(item.versions)
+            for key in item.gone:
+                self.versions.pop(key, None)
             self.offset = item.end
             self.applied += 1
 
@@ -514,7 +522,7 @@ class ServerNode:
         source = self.source
         assert source is not None
         self.catch_up(completely=False)
-        last_given = max((place for place, item in enumerate(source.stream) if item.gave_away), default=-1)
+        last_given = max((place for place, item in enumerate(source.stream) if item.gone), default=-1)
         while self.applied <= last_given:
             self.catch_up(until=source.stream[self.applied].at)
         self.stream = source.stream[: self.applied]
@@ -1006,9 +1014,8 @@ class Cluster:
                     node, slot
                 ):  # as the engines do with keys of a slot that they lost
                     node.engine.remove(key)
-                node.publish(node.engine.take_changes(), {})
-                for key in [key for key in node.versions if slot_of(key) == slot]:
-                    del node.versions[key]
+                gone = [key for key in node.versions if slot_of(key) == slot]
+                node.publish(node.engine.take_changes(), {}, gone=gone)
             node.release_blocked()
 
     # -- stepwise migration
@@ -1026,9 +1033,9 @@ class Cluster:
         entry = source.engine.entries.get(key)
         if entry is None:
             return
-        version = source.versions.pop(key, None)
+        version = source.versions.get(key)
         source.engine.remove(key)
-        source.publish(source.engine.take_changes(), {}, gave_away=True)
+        source.publish(source.engine.take_changes(), {}, gone=[key])
         target.engine._set(key, entry)
         target.publish(target.engine.take_changes(), {key: version} if version is not None else {})
         self.ledger.on_migrated(key, target)

@@ -25,7 +25,7 @@ SHARDS = 3
 REQUEST_DEADLINE_SECONDS = 0.4
 WRITERS = 3
 READERS = 1
-OPERATIONS = 16  # of each client
+OPERATIONS = 13  # of each client
 PAUSE_SECONDS = 0.02  # between two operations of a client, on average
 SNAPSHOT_SETTINGS = SnapshotSettings(
     open_deadline_seconds=0.6,
@@ -76,6 +76,7 @@ class History:
         self._proxy_names = 0
         self._busy = 0  # clients that are not done
         self._done = trio.Event()
+        self._rushing = trio.Event()
         # What kind of history it is.
         self.proxy_count = self.rng.choice((1, 1, 1, 2))
         self.crashes = self.rng.random() < 0.25
@@ -101,7 +102,7 @@ class History:
                 for number in range(READERS):
                     tasks.start_soon(self._client, f"r{number}", 0.0)
                 tasks.start_soon(self._trouble)
-                for _ in range(self.rng.choice((1, 1, 2))):
+                for _ in range(self.rng.choice((1, 1, 1, 2))):
                     tasks.start_soon(self._snapshots)
             await self._settle()
             self._check()
@@ -145,7 +146,9 @@ class History:
     async def _client(self, name: str, writes: float) -> None:
         client = await self._client_of_one()
         for _ in range(OPERATIONS):
-            await trio.sleep(self.rng.expovariate(1 / PAUSE_SECONDS))
+            with trio.move_on_after(self.rng.expovariate(1 / PAUSE_SECONDS)):
+                await self._rushing.wait()
+                await trio.sleep(self.rng.uniform(0.0, 0.004))
             if client.is_lost:
                 client = await self._client_of_one()
             count = self.rng.randint(1, 3) if self.rng.random() < 0.2 else 1
@@ -202,7 +205,7 @@ class History:
         """Many keys, all at once, from one client."""
         client = await self._client_of_one()
         bound = await client.call(b"STEADY.READ", b"SNAPSHOT", b"%d" % view.id)
-        keys = self.rng.sample(self.workload.keys, len(self.workload.keys) // 3)
+        keys = self.rng.sample(self.workload.keys, len(self.workload.keys) // 4)
         requests = [read_of(key) for key in keys]
         strings = sorted(key for key in keys if key.rpartition(b"}")[2][:1] == b"s")
         if len(strings) > 1:
@@ -285,6 +288,8 @@ class History:
             cluster.open_slot(slot, target)
             self.workload.hot = tag
             pace = rng.choice((0.0005, 0.003, 0.012))
+            if rng.random() < 0.5:
+                self._nursery.start_soon(self._rush, b"{%b}s1" % tag)
             while True:
                 await trio.sleep(rng.expovariate(1 / pace))
                 source = cluster.owner(slot)
@@ -302,6 +307,15 @@ class History:
             await trio.sleep(0.03)
         finally:
             cluster.is_moving = False
+
+    async def _rush(self, key: bytes) -> None:
+        """All writers write one key at nearly the same time."""
+        await trio.sleep(self.rng.uniform(0.0, 0.01))
+        self.workload.rush = key
+        self._rushing.set()
+        self._rushing = trio.Event()
+        await trio.sleep(0.008)
+        self.workload.rush = None
 
     async def _hand_over(self) -> None:
         """A slot at once."""
@@ -366,7 +380,7 @@ class History:
         if node.is_stalled or not node.is_up:
             return
         self.cluster.counts["stalls"] += 1
-        seconds = self.rng.choice((0.01, 0.05, 0.3, 0.6)) * self.rng.uniform(0.5, 1.5)
+        seconds = self.rng.choice((0.01, 0.05, 0.3, 0.5)) * self.rng.uniform(0.5, 1.2)
         self.world.tell(f"node {node.index} stands still for {seconds:.3f}")
         node.stall()
         await trio.sleep(seconds)

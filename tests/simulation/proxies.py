@@ -28,16 +28,18 @@ from proxy.topology.service import Topology
 from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
-from routing.slot import SLOT_COUNT
+from routing.slot import SLOT_COUNT, slot_of
 from routing.timeline import TimelineLimits
-from routing.topology import Migration, MigrationKind, Node, Role, Shard, TopologyView
+from routing.topology import UNOWNED, Migration, MigrationKind, Node, Role, Shard, TopologyView
 from tests.simulation.cluster import Belief, Claim, Cluster
 from tests.simulation.stores import StoreLink
+from tests.simulation.workload import TAGS
 from tests.simulation.world import Pipe, SimDialer, SimHub, World
 
 CONNECT_TIMEOUT_SECONDS = 0.3
 RECOVER_SECONDS = 0.2
 LOOK_SECONDS = 0.1  # between two looks of the light observer
+FILLERS = 4  # slots of each shard, beside those that are used, in the light observer's view
 LOOK_AGAIN_SECONDS = 0.01  # between two looks, however much one is wanted
 ANSWER_SECONDS = 0.002  # that half a look takes at the most
 
@@ -96,6 +98,8 @@ class SimProxy:
                     replace(dialer, is_readonly=True), nursery, deadline_seconds, lanes=(Lane.READ,)
                 )
                 self.replicas = Replicas(replica_nodes, self.topology, ReplicaOptions(settle_seconds=5.0))
+                # Reads at replicas are not simulated here, and their tables would cost more than all else of a view.
+                self.topology.unsubscribe(self.replicas._on_view)
                 self.snapshots = Snapshots(
                     settings.snapshots,
                     self.topology,
@@ -220,8 +224,10 @@ def view_of(cluster: Cluster, found: Map) -> TopologyView:
 
 @cache
 def _even(shards: int) -> tuple[int, ...]:
-    """slot -> shard of the even split."""
-    return tuple([slot * shards // SLOT_COUNT for slot in range(SLOT_COUNT)])
+    """slot -> shard of the even split, of the slots that histories use and a few more. For 16384 a view costs too much."""
+    used = {slot_of(tag) for tag in TAGS}
+    used |= {-(-shard * SLOT_COUNT // shards) + more for shard in range(shards) for more in range(FILLERS)}
+    return tuple([slot * shards // SLOT_COUNT if slot in used else UNOWNED for slot in range(SLOT_COUNT)])
 
 
 class SimTransport:

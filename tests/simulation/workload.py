@@ -16,6 +16,7 @@ Words = tuple[bytes, ...]
 
 SET_TWO = b"redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return 1"
 HOT_SHARE = 0.6
+RUSH_SHARE = 0.8
 
 TAGS = (b"a", b"b", b"e", b"k", b"q", b"z")
 READ_OF = {
@@ -56,6 +57,7 @@ class Workload:
             for name in (b"s1", b"s2", b"h1", b"l1", b"l2", b"m1", b"z1", b"n1", b"n2")
         ]
         self.hot: bytes | None = None  # a tag that most operations are about now
+        self.rush: bytes | None = None  # a key that everybody writes just now
         self._tokens = 0
 
     def token(self) -> bytes:
@@ -76,6 +78,8 @@ class Workload:
 
     def write(self) -> list[Words]:
         """One command, or the commands of a transaction."""
+        if self.rush is not None and self.rng.random() < RUSH_SHARE:
+            return [(self.rng.choice((b"SET", b"APPEND")), self.rush, self.token())]
         while True:
             commands = self.rng.choices(_WRITES, _WEIGHTS)[0](self)
             if all(self.ledger.is_free(words) for words in commands):

@@ -162,6 +162,7 @@ class _Run:
         async with self._act() as act, trio.open_nursery() as keepers:
             for number in range(options.lives.snapshots):
                 keepers.start_soon(act.lives.keep, number)
+            keepers.start_soon(act.lives.glimpse)
             end = trio.current_time() + options.seconds
             if self._movement is Movement.NONE:
                 await trio.sleep_until((trio.current_time() + end) / 2)

@@ -97,7 +97,7 @@ class Tally:
     reads_lost: int = 0  # with their connection
     writes: int = 0  # acknowledged
     writes_refused: Counter[str] = field(default_factory=Counter)
-    refusals: dict[str, str] = field(default_factory=dict)  # of each what and code, the first one in full
+    refusals: dict[str, list[str]] = field(default_factory=dict)  # code -> the first ones in full
     writes_lost: int = 0
     opened: int = 0
     opens_refused: Counter[str] = field(default_factory=Counter)
@@ -114,7 +114,9 @@ class Tally:
         """Count an error reply that is no fault by itself. ``what`` was refused."""
         code = text.partition(" ")[0]
         counter[code] += 1
-        self.refusals.setdefault(f"{what.partition(' ')[0]} {code}", f"{what[:SHOWN_BYTES]}: {text}")
+        told = self.refusals.setdefault(code, [])
+        if len(told) < EXAMPLES_MAX:
+            told.append(f"{what[:SHOWN_BYTES]}: {text}")
 
     def fault(self, kind: Fault, words: str) -> None:
         self.faults[kind] += 1

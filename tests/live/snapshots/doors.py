@@ -129,7 +129,7 @@ class Doors(Protocol):
     count: int
     has_snapshots: bool  # False: of a closed snapshot, and of names, nothing can be asked
 
-    async def writer(self, door: int) -> Client:
+    async def writer(self, door: int, *, resp3: bool = False) -> Client:
         """Raises Lost."""
 
     async def reader(self, door: int, snapshot_id: int, *, resp3: bool = False) -> Client:
@@ -152,8 +152,8 @@ class Plain:
         self.count = len(addresses)
         self._last_id = 0
 
-    async def writer(self, door: int) -> Client:
-        return await connect(self.addresses[door])
+    async def writer(self, door: int, *, resp3: bool = False) -> Client:
+        return await connect(self.addresses[door], resp3=resp3)
 
     async def reader(self, door: int, snapshot_id: int, *, resp3: bool = False) -> Client:
         return await connect(self.addresses[door], resp3=resp3)

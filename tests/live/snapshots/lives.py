@@ -16,7 +16,9 @@ from tests.live.snapshots.load import Load
 PASS_BATCH = 24  # reads in one pipeline, when all are read
 BATCHES = (1, 1, 1, 6)  # reads in one pipeline, else
 TOGETHER_SHARE = 0.25  # of the reads, those of what belongs together
-LEAST_SECONDS = 1.0  # for which a snapshot is read at random, however near the end is
+STAGGER_SECONDS = 0.6  # from one keeper's first opening to the next one's
+GLIMPSE_SECONDS = (0.3, 1.2)  # from one glimpse to the next
+LEAST_SECONDS = 0.5  # for which a snapshot is read at random, however near the end is
 STEP_SECONDS_MAX = 0.01  # between two steps of one of them
 DEADLINE_SECONDS = 9.0
 OPEN_SECONDS = 15.0
@@ -57,17 +59,34 @@ class Lives:
         """Open, read and close snapshots until `end`; the last one is closed."""
         rng = random.Random(f"{self._options.seed}/keeper {number}")
         first = True
-        while not self._ending.is_set():
+        with trio.move_on_after(number * STAGGER_SECONDS):  # so that there are writes between two openings
+            await self._ending.wait()
+        while first or not self._ending.is_set():
             # The first keeper's first one has a dump, so that every run has some.
             is_dumped = rng.random() < self._options.dumped_share or (first and number == 0)
-            first = False
             view = await (self.open_dumped(rng) if is_dumped else self.open(rng))
             if view is None:
                 with trio.move_on_after(RETRY_SECONDS):
                     await self._ending.wait()
+                if self._ending.is_set():
+                    return
                 continue
+            first = False
             await self.live(view, rng, rng.uniform(*self._options.life_seconds))
             await self.close(view, rng)
+
+    async def glimpse(self) -> None:
+        """Beside those that are kept: snapshots of which little is read, so that many cuts are made. Until `end`."""
+        rng = random.Random(f"{self._options.seed}/glimpses")
+        while not self._ending.is_set():
+            with trio.move_on_after(rng.uniform(*GLIMPSE_SECONDS)):
+                await self._ending.wait()
+            view = await self.open(rng)
+            if view is not None:
+                for _ in range(2):
+                    reads = [*view.reads_together, *rng.choices(view.reads, k=PASS_BATCH)]
+                    await self._read_once(view, reads, rng.randrange(self._doors.count))
+                await self.close(view, rng)
 
     def end(self) -> None:
         self._ending.set()
@@ -101,7 +120,8 @@ class Lives:
         sent_at = trio.current_time()
         try:
             with trio.fail_after(OPEN_SECONDS):
-                snapshot_id = await self._doors.open(door)
+                async with self._load.storm():
+                    snapshot_id = await self._doors.open(door)
         except Refused as refusal:
             self._tally.refuse(self._tally.opens_refused, "OPEN", str(refusal))
             return None
@@ -147,16 +167,19 @@ class Lives:
         if not isinstance(answer.replies[0], ErrorReply):
             self._tally.fault(Fault.WEAKER, f"snapshot {view.id} is closed, and answered {answer.raw[:80]!r}")
 
-    async def read_all(self, view: View, door: int, *, resp3: bool = False) -> bool:
+    async def read_all(self, view: View, door: int) -> bool:
         """Each read once. False if it could not be done, or the snapshot has ended."""
-        client = await self._reader(view, door, resp3=resp3)
+        return await self._read_once(view, view.reads, door)
+
+    async def _read_once(self, view: View, reads: Sequence[Read], door: int) -> bool:
+        client = await self._reader(view, door, resp3=False)
         if client is None:
             return False
         try:
-            for start in range(0, len(view.reads), PASS_BATCH):
+            for start in range(0, len(reads), PASS_BATCH):
                 if view.has_ended:
                     return False
-                await self._ask(client, view, view.reads[start : start + PASS_BATCH], resp3=resp3)
+                await self._ask(client, view, reads[start : start + PASS_BATCH], resp3=False)
         except (Lost, trio.TooSlowError):
             return False
         finally:

@@ -25,6 +25,7 @@ MANY_SHARE = 0.15  # of the writes of keys, those of several keys
 PREFILL_BATCH = 200
 RECONNECT_SECONDS = 0.05
 DEADLINE_SECONDS = 9.0  # more than the proxy's own
+STORM_SECONDS = 0.005  # before what it is made for
 WAIT_SECONDS = (0.05, 0.4)  # for which a taker waits at its queue; a writer is held for as long at most
 TRANSFER_SCRIPT = b"redis.call('DECRBY', KEYS[1], ARGV[1]) return redis.call('INCRBY', KEYS[2], ARGV[1])"
 
@@ -39,6 +40,7 @@ class LoadOptions:
     write_rate: float = 250.0  # writes of keys per second, of all writers together
     step_seconds: float = 0.03  # of each task that writes what belongs together
     chains: int = 4
+    tellers: int = 4  # of whom each transfers between any two accounts of one slot
     shares: int = 3
     seed: int = 0
     has_eval_ro: bool = True
@@ -103,6 +105,8 @@ class Load:
         self._options = options
         slots = options.slots
         rng = random.Random(f"{options.seed}/subjects")
+        self._storm = trio.Event()
+        self._storms = 0
         self._keys = Keys(slots, options.keys_per_slot, options.writers)
         # From slot to slot in an order of its own, so that each shard is cause and effect.
         self._chains = [
@@ -151,13 +155,26 @@ class Load:
                 start(self._write_keys, owner)
             for chain in self._chains:
                 start(self._lengthen, chain)
-            start(self._transfer, self._tills)
-            start(self._transfer, self._tills)
+            for _ in range(self._options.tellers):
+                start(self._transfer, self._tills)
             for shares in self._shares:
                 start(self._redistribute, shares)
             for queue in self._queues:
                 start(self._push, queue)
                 start(self._take, queue)
+
+    @asynccontextmanager
+    async def storm(self) -> AsyncIterator[None]:
+        """What belongs together is written without pauses, so that a cut in the block falls into the middle of it."""
+        self._storms += 1
+        self._storm.set()
+        try:
+            await trio.sleep(STORM_SECONDS)
+            yield
+        finally:
+            self._storms -= 1
+            if not self._storms:
+                self._storm = trio.Event()
 
     async def _repeat(self, caller: Caller, work: Step, *given: object) -> None:
         """Do the work at its pace until it says that it is over."""
@@ -166,7 +183,10 @@ class Load:
         pause = options.writers / options.write_rate if is_of_keys else options.step_seconds
         try:
             while True:
-                await trio.sleep(rng.uniform(0.5, 1.5) * pause)
+                with trio.move_on_after(rng.uniform(0.5, 1.5) * pause):
+                    if is_of_keys:
+                        await trio.sleep_forever()
+                    await self._storm.wait()
                 async with self.hold.passing():
                     if not await work(caller, *given):
                         return
@@ -246,7 +266,8 @@ class Load:
             return False
         queue.pushed_acked += count
         # Longer than a taker needs for what was pushed, so that takers do wait.
-        await trio.sleep(caller.rng.random() * self._options.step_seconds * 8)
+        with trio.move_on_after(caller.rng.random() * self._options.step_seconds * 8):
+            await self._storm.wait()
         return True
 
     async def _take(self, caller: Caller, queue: Queue) -> bool:
@@ -274,12 +295,16 @@ class Load:
 
 
 class Caller:
-    """One writer's connection, opened when it is needed and again after it broke."""
+    """One writer's connections, opened when they are needed and again after they broke.
 
-    def __init__(self, doors: Doors, door: int, tally: Tally, rng: random.Random) -> None:
+    Every other one speaks RESP3, so that the proxy writes over several connections to each node.
+    """
+
+    def __init__(self, doors: Doors, number: int, tally: Tally, rng: random.Random) -> None:
         self.rng = rng
         self._doors = doors
-        self._door = door % doors.count
+        self._door = number // 2 % doors.count
+        self._resp3 = number % 2 == 1
         self._tally = tally
         self._clients: dict[int, Client] = {}
 
@@ -317,7 +342,7 @@ class Caller:
         while self._door not in self._clients:
             try:
                 with trio.fail_after(DEADLINE_SECONDS):
-                    self._clients[self._door] = await self._doors.writer(self._door)
+                    self._clients[self._door] = await self._doors.writer(self._door, resp3=self._resp3)
             except (Lost, trio.TooSlowError):
                 await trio.sleep(RECONNECT_SECONDS)
         return self._clients[self._door]

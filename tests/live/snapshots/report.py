@@ -68,7 +68,7 @@ def remarks(outcome: Outcome) -> str:
         "writes refused": tally.writes_refused,
     }
     lines += [f"  {what}: {dict(codes)}" for what, codes in refusals.items() if codes]
-    lines += [f"  refused: {example}" for example in tally.refusals.values()]
+    lines += [f"  refused: {example}" for told in tally.refusals.values() for example in told]
     lines += [f"  too little: {words}" for words in outcome.missing]
     for fault, told in tally.examples.items():
         lines += [f"  {fault.value}: {example}" for example in told]

@@ -112,8 +112,10 @@ class FakeReads:
         deadline: float,
         asked: list[tuple[Address, bytes]] | None = None,
     ) -> bytes:
-        def before(connection: NodeConnection) -> bool:
+        def before(connection: NodeConnection, is_asking: bool) -> bool:
             if asked is not None:
+                if not is_asking:
+                    asked.clear()
                 asked.append((connection.address, b"good"))
             return True
 
