@@ -130,6 +130,10 @@ class Gate:
         return True
 
 
+class _CutMeanwhileError(Exception):
+    """Another snapshot was cut between two steps. What is dumped from here on may be from after that."""
+
+
 class PreserveFailedError(Exception):
     """A node would not store a pre-image. The text is its error."""
 
@@ -306,9 +310,13 @@ class Preserver:
         reply: bytes | None = None
         try:
             with trio.move_on_at(deadline):
-                reply = await connection.request(frame([b"EVALSHA", SCRIPT_SHA, *words]))
+                # With its slot, so that the gate of a later cut waits for it: behind a write from after that cut it
+                # would keep the wrong value.
+                reply = await connection.request(frame([b"EVALSHA", SCRIPT_SHA, *words]), hash_slot=slot)
                 if reply.startswith(b"-NOSCRIPT"):
-                    reply = await connection.request(frame([b"EVAL", SCRIPT, *words]))
+                    if newest != self.newest:
+                        return AT_ONCE
+                    reply = await connection.request(frame([b"EVAL", SCRIPT, *words]), hash_slot=slot)
         except ConnectionLostError as lost:
             return str(lost)
         if reply is None:
@@ -342,7 +350,10 @@ class Preserver:
         RESTORE finds the key busy, SET NX finds the marker.
         """
         for key in keys:
-            outcome = await self._steps_of(slot, key, newest, resp, deadline)
+            try:
+                outcome = await self._steps_of(slot, key, newest, resp, deadline)
+            except _CutMeanwhileError:
+                return AT_ONCE
             if outcome is not None:
                 return outcome
         return None
@@ -351,6 +362,8 @@ class Preserver:
         self, slot: int, key: bytes, newest: int, resp: int, deadline: float
     ) -> bytes | str | None:
         async def ask(*words: bytes) -> bytes:
+            if newest != self.newest:
+                raise _CutMeanwhileError
             return await self.ways.execute(
                 frame(words), slot, resp=resp, repeatable=True, deadline=deadline, lane=Lane.WRITE
             )

@@ -220,6 +220,27 @@ def test_a_key_that_expires_between_the_steps_of_two_writers_is_gone_at_the_snap
                     assert node.at_snapshot() in (b"100", None)
 
 
+@pytest.mark.parametrize("steps", range(8))
+def test_no_step_for_an_earlier_snapshot_is_begun_after_a_cut(steps: int) -> None:
+    """It would keep, for the earlier one, what was written after the later one's cut."""
+    node = Node()
+    node.values[KEY] = b"100"
+    preserver = preserver_of(node)
+    work = drive(preserver._by_steps(SLOT, [KEY], ID, 2, 1.0))  # type: ignore[arg-type]
+    for _ in range(steps):
+        next(work, None)
+    preserver.newest = ID + 1
+    node.values[marker(SLOT, ID + 1, KEY)] = b"p"
+    node.values[preimage(SLOT, ID + 1, KEY)] = b"100"
+    node.run([b"SET", KEY, b"B"])
+    for _ in work:
+        pass
+    expected = (
+        b"100" if MARKER in node.values else b"B"
+    )  # without a marker of its own, the later one's decides
+    assert node.at_snapshot() == expected
+
+
 def test_a_key_over_the_limit_is_marked_and_not_copied() -> None:
     node = Node()
     node.values[KEY] = b"x" * 100
@@ -291,7 +312,7 @@ async def test_what_a_node_refuses_to_every_write_ends_no_snapshot(reply: bytes,
         address = "node"
         is_closed = False
 
-        async def request(self, raw: bytes) -> bytes:
+        async def request(self, raw: bytes, *, hash_slot: int) -> bytes:
             return reply
 
     preserver = Preserver(SnapshotSettings())
