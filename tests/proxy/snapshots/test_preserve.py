@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.protocol.encode import bulk, error, integer
+from proxy.protocol.encode import array, bulk, error, integer
 from proxy.protocol.replies import decode
 from proxy.settings import SnapshotSettings
-from proxy.snapshots.preserve import INTERNAL_KEY, PreserveFailedError, Preserver
+from proxy.snapshots.preserve import INTERNAL_KEY, SCRIPT_KEYS_MAX, PreserveFailedError, Preserver
 from routing.slot import slot_of
 from routing.snapshot import Chain
 from routing.snapshot_names import marker, preimage
@@ -324,3 +324,37 @@ async def test_what_a_node_refuses_to_every_write_ends_no_snapshot(reply: bytes,
     else:
         with pytest.raises(PreserveFailedError, match="OOM"):
             await work
+
+
+@pytest.mark.parametrize("count", [1, SCRIPT_KEYS_MAX, SCRIPT_KEYS_MAX + 1, 3 * SCRIPT_KEYS_MAX])
+async def test_many_keys_go_in_several_scripts_unless_they_belong_together(count: int) -> None:
+    sent: list[int] = []
+
+    class Connection:
+        address = "node"
+        is_closed = False
+
+        def __init__(self) -> None:
+            self.known: set[bytes] = set()
+
+        async def request(self, raw: bytes, *, hash_slot: int) -> bytes:
+            keys = int(decode(raw)[2]) // 3
+            sent.append(keys)
+            return array([integer(0)] * keys)
+
+    class AtRest:
+        def is_in_flux(self, hash_slot: int) -> bool:
+            return False
+
+    preserver = preserver_of(Node())
+    preserver.ways = AtRest()  # type: ignore[assignment]
+    connection: Any = Connection()
+    keys = [b"{x}%d" % number for number in range(count)]
+    assert await preserver._at_owner(connection, SLOT, keys, 2, trio.current_time() + 1) is None
+    assert sum(sent) == count
+    assert max(sent) <= SCRIPT_KEYS_MAX
+    assert connection.known == set(keys)
+
+    sent.clear()
+    assert await preserver._at_owner(connection, SLOT, keys, 2, trio.current_time() + 1, whole=True) is None
+    assert sent == [count]
