@@ -454,8 +454,11 @@ class ServerNode:
             blocked = peer.blocked
             if blocked is None or key not in keys_of(blocked.words):
                 continue
+            peer.blocked = None  # what it pops is published, too, and must not find it still waiting
             reply = self._try_blocking(blocked.words, blocked.in_asking)
-            if reply is not None:
+            if reply is None:
+                peer.blocked = blocked
+            else:
                 self._unblock(peer, reply)
 
     def _time_out(self, peer: Peer, blocked: Blocked) -> None:

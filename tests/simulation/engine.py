@@ -170,8 +170,10 @@ def _set(engine: Engine, words: Sequence[bytes]) -> Reply:
     options = iter(words[3:])
     for option in options:
         match option.upper():
-            case b"NX" | b"XX" as condition:
-                pass
+            case b"NX" | b"XX" as this:
+                if condition not in (b"", this):
+                    raise CommandError(SYNTAX)
+                condition = this
             case b"GET":
                 wants_old = True
             case b"KEEPTTL":
