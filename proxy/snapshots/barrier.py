@@ -6,12 +6,13 @@ connection. Every other write finds no marker known, and preserves.
 
 Commands that block cannot be waited for. Their keys are preserved instead, after the pre-cut writes of their slot and
 before any later write of it, by the slot's gate: a write after the cut that wakes a blocked BLMOVE changes two keys,
-of which it preserves only its own.
+of which it preserves only its own. With several proxies that is after all of them have drained: a write that another
+one has sent before its cut may wake a blocked command, too, and belongs before what is preserved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 import trio
@@ -66,10 +67,11 @@ class Barrier:
             gates.setdefault(slot_number, Gate()).has_blocked = True
         self._gates = preserver.gates = gates
 
-    async def drain(self, deadline: float) -> None:
-        """Wait for the answers to all that was sent before the cut. Raises CutFailedError.
+    async def drain(self, deadline: float, all_drained: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Wait for the answers to all that was sent before the cut. Raises CutFailedError and what ``all_drained`` does.
 
-        ``deadline``: on Trio's clock.
+        ``deadline``: on Trio's clock. ``all_drained``: returns when other proxies have come as far; asked for only if
+        commands block here.
         """
         failures: list[str] = []
 
@@ -87,7 +89,10 @@ class Barrier:
                     nursery.start_soon(one, connection)
             if failures:
                 raise CutFailedError(failures[0])
-            await self._preserve_blocked(deadline)
+            if self._blocked:
+                if all_drained is not None:
+                    await all_drained()
+                await self._preserve_blocked(deadline)
         finally:
             self.open_gates()
 

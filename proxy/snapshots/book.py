@@ -73,6 +73,10 @@ class TooManyOpenError(BookError):
     """As many snapshots are open as may be."""
 
 
+class OpeningError(BookError):
+    """Another snapshot is being opened. That does not take long."""
+
+
 class Book:
     """The records of one store as one proxy has them. ``now`` gives Unix seconds."""
 
@@ -129,18 +133,21 @@ class Book:
     # -- to write
 
     async def allocate(
-        self, name: str, expires_at: float | None, operator: Operator, *, open_max: int
+        self, name: str, expires_at: float | None, operator: Operator, *, open_max: int, alone: bool = False
     ) -> SnapshotRecord:
-        """A new record, ``opening``, of this proxy, on the audit log.
+        """A new record, ``opening``, of this proxy, on the audit log. ``alone``: not while another one is opening.
 
-        Raises TooManyOpenError, StoreUnavailableError, StoreRefusedError. If cancelled, it may have been done: then
-        the watch brings a record whose owner is this proxy, and which nobody opens.
+        Raises TooManyOpenError, OpeningError, StoreUnavailableError, StoreRefusedError. If cancelled, it may have been
+        done: then the watch brings a record whose owner is this proxy, and which nobody opens.
         """
         while True:
             head = await self._store.get(SNAPSHOT_HEAD)  # first: nobody else allocates from here on
             entries = await self._entries()
             await self._catch_up_with(entries)
-            if sum(_read(entry)[0].is_open for entry in entries) >= open_max:
+            found = [_read(entry)[0] for entry in entries]
+            if alone and (other := next(filter(_is_opening, found), None)) is not None:
+                raise OpeningError(f"snapshot {other.id} is being opened")
+            if sum(record.is_open for record in found) >= open_max:
                 raise TooManyOpenError(f"{open_max} snapshots are open, and no more may be: close one first")
             if head is not None:
                 self._saw_id(unpack_number(head.value, "newest id of a snapshot"))
@@ -415,6 +422,10 @@ class Book:
         if unmoved:
             revision = await self._store.commit([Delete(expect.key) for expect in unmoved], unmoved)
             await self._catch_up(revision)
+
+
+def _is_opening(record: SnapshotRecord) -> bool:
+    return record.state is SnapshotState.OPENING
 
 
 def _stepped(before: SnapshotRecord, step: Step, reason: str) -> SnapshotRecord:

@@ -51,7 +51,8 @@ class Phase(Enum):
     """How far a member is with a snapshot. Later ones include the earlier ones."""
 
     ATTENTIVE = "attentive"  # it looks at the store every few milliseconds
-    CUT = "cut"  # its writes preserve, and those from before are answered
+    DRAINED = "drained"  # its writes preserve, and those from before are answered
+    CUT = "cut"  # what its blocked commands may write is preserved, too
     DONE = "done"  # none of its readers reads at it any more
 
 

@@ -279,7 +279,8 @@ class Preserver:
             outcome = await self._by_steps(slot, keys, newest, resp, deadline)
         else:
             outcome = await self._by_script(connection, slot, keys, newest, resp, deadline)
-        if outcome is None and newest == self.newest and not connection.is_closed:
+        # While held, what blocked commands may write is preserved, and writes of it must wait all the same.
+        if outcome is None and newest == self.newest and not connection.is_closed and not self.is_held:
             self._remember(connection, keys)
         return outcome
 

@@ -28,7 +28,7 @@ from proxy.protocol.encode import error
 from proxy.settings import OnBudget, OnPreserveFailure, SnapshotSettings
 from proxy.snapshots.abandoned import kill_abandoned, kill_strangers
 from proxy.snapshots.barrier import PING, Barrier, CutFailedError
-from proxy.snapshots.book import Book, BookError
+from proxy.snapshots.book import Book, BookError, OpeningError
 from proxy.snapshots.bypass import BypassWatch
 from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
@@ -54,7 +54,7 @@ BEAT_SECONDS = 0.25  # between two looks for snapshots whose time is over
 ATTEMPT_PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.002  # while another proxy opens
 ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
-FORGET_SECONDS = 60.0  # for which an acknowledgement stays
+ORPHAN_SECONDS = 1.0  # an opening that takes longer may have lost its opener
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
 RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
 SETTLE_SECONDS = 10.0  # after which no write is on its way any more that went by a former chain
@@ -102,12 +102,17 @@ class Snapshots:
         self._multis_ended = trio.Event()
         self._spoiled: str | None = None
         self._barrier: Barrier | None = None
+        self._barrier_of = 0  # the snapshot that it cuts; the hold is for it, too
         self._others_cut_too = False  # in the opening of this proxy's
         self._barrier_seconds: dict[int, float] = {}
         self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
         self._closing_since: dict[int, float] = {}  # Trio time
-        self._opening_id = 0  # the record of the attempt that is under way
-        self._read_no_more: set[int] = set()  # ended, and no member reads at them
+        self._done_reading: set[int] = (
+            set()
+        )  # closing, and the others were told that nobody here reads at them
+        # Aborted, and other proxies may not have heard of it: writes preserve for them as before.
+        self._lingering: set[int] = set()
+        self._lingered = trio.Event()  # one of them is known to be read by nobody
         self._floors_changed = False
         self._has_work = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -165,9 +170,15 @@ class Snapshots:
 
     def is_usable(self, snapshot_id: int) -> bool:
         """Whether a reply that was asked for while it served may be used."""
+        if self.members.valid_until != inf and trio.current_time() >= self.members.valid_until:
+            return False
         if snapshot_id in self._serving:
-            return self.members.valid_until == inf or trio.current_time() < self.members.valid_until
-        return snapshot_id in self._closing_since and snapshot_id not in self._ended
+            return True
+        return (
+            snapshot_id in self._closing_since
+            and snapshot_id not in self._ended
+            and snapshot_id not in self._done_reading
+        )
 
     def is_view_fresh(self, snapshot_id: int) -> bool:
         """Whether the view is no older than the cut, so that slots that moved before it are read where they were then.
@@ -247,6 +258,10 @@ class Snapshots:
                     except CutFailedError as failed:
                         reason = str(failed)
                         log.info("snapshot_attempt_failed", reason=reason)
+                        with suppress(StoreError):  # then the beat sees to it
+                            await self._record_ends()
+                    except OpeningError as other:
+                        reason = str(other)
                     except BookError as refused:
                         raise SnapshotError(f"ERR {refused}") from refused
                     except StoreError as failed:
@@ -267,7 +282,7 @@ class Snapshots:
             raise SnapshotError(f"ERR snapshot {snapshot_id} is {record.state.value} and cannot be closed")
         try:
             if record.state is SnapshotState.SERVING:
-                await self.book.move(snapshot_id, SnapshotState.CLOSING, operator=operator)
+                await self.book.move(snapshot_id, _closing, operator=operator)
             return await self._end_closing(snapshot_id)
         except BookError as refused:
             raise SnapshotError(f"ERR {refused}") from refused
@@ -331,7 +346,6 @@ class Snapshots:
             nursery.start_soon(self.histories.run)
             nursery.start_soon(self.sweeper.run)
             nursery.start_soon(self.bypass.run)
-            nursery.start_soon(self._await_former_readers)
             while True:
                 with trio.move_on_after(BEAT_SECONDS):
                     await self._has_work.wait()
@@ -352,14 +366,16 @@ class Snapshots:
 
     def _on_detached(self) -> None:
         self._is_blind = True
-        self._end_barrier()  # whoever cuts does not count on this proxy any more
+        self._end_barrier(self._barrier_of)  # whoever cuts does not count on this proxy any more
 
     # -- opening
 
     async def _attempt(self, name: str, ttl: float, operator: Operator, deadline: float) -> SnapshotRecord:
         expires_at = self._now() + ttl if ttl else None
-        record = await self.book.allocate(name, expires_at, operator, open_max=self.settings.open_max)
-        number = self._opening_id = record.id
+        record = await self.book.allocate(
+            name, expires_at, operator, open_max=self.settings.open_max, alone=True
+        )
+        number = record.id
         try:
             async with self._attention(number) as others:
                 had_strangers = await self._kill_leftovers()
@@ -367,8 +383,14 @@ class Snapshots:
                 await self._cut(number, others)
                 began = trio.current_time()
                 barrier = self._barrier
-                assert barrier is not None
-                await barrier.drain(min(deadline, began + self.settings.drain_seconds))
+                if barrier is None:
+                    raise CutFailedError("this proxy has lost touch with the topology store")
+                until = min(deadline, began + self.settings.drain_seconds)
+                await barrier.drain(until, partial(self._await_drained, number))
+                if others:
+                    await self.members.acknowledge(
+                        number, Phase.CUT
+                    )  # for those who wait to keep what blocks
                 if missing := await self.members.wait_acks(
                     number, Phase.CUT, others, trio.current_time() + self.settings.hold_seconds
                 ):
@@ -399,8 +421,7 @@ class Snapshots:
             self._abort([number], f"not opened: {reason}")
             raise
         finally:
-            self._opening_id = 0
-            self._end_barrier()
+            self._end_barrier(number)
 
     @asynccontextmanager
     async def _attention(self, number: int) -> AsyncIterator[set[str]]:
@@ -450,6 +471,19 @@ class Snapshots:
             self._cut_done.set()
             self._cut_done = trio.Event()
 
+    async def _await_drained(self, number: int) -> None:
+        """Return when all proxies have cut, and what they sent before is answered.
+
+        Raises CutFailedError, StoreError.
+        """
+        others = set(await self.members.fresh_others())
+        if not others:
+            return
+        await self.members.acknowledge(number, Phase.DRAINED)
+        deadline = trio.current_time() + self.settings.hold_seconds
+        if missing := await self.members.wait_acks(number, Phase.DRAINED, others, deadline):
+            raise CutFailedError(f"{', '.join(sorted(missing))} did not cut in time")
+
     async def _take_floors(self, deadline: float) -> dict[bytes, ShardFloor]:
         """Each primary's history and offset, behind all that was sent before the cut."""
         view = self._topology.view
@@ -488,10 +522,12 @@ class Snapshots:
         if found := refusals(replies, self.settings.memory_percent_max):
             raise SnapshotError(f"ERR {'; '.join(found)}")
 
-    def _end_barrier(self) -> None:
-        if self._barrier is not None:
-            self._barrier.open_gates()
-            self._barrier = None
+    def _end_barrier(self, number: int) -> None:
+        """The cut of this snapshot is complete, or given up. Nothing if it is over."""
+        if self._barrier is None or self._barrier_of != number:
+            return
+        self._barrier.open_gates()
+        self._barrier = None
         if self.preserver.is_held:
             self.preserver.is_held = False
             self.preserver.released.set()
@@ -503,17 +539,26 @@ class Snapshots:
         """A record changed, here or elsewhere. Synchronous."""
         number = new.id
         is_cut_now = new.is_cut and not (old is not None and old.is_cut)
+        if (
+            new.state is SnapshotState.ABORTED
+            and old is not None
+            and new.is_cut
+            and self._may_be_read_elsewhere()
+        ):
+            self._lingering.add(number)
+            self._start(self._linger, number)
         self._adopt_chain()
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
             self._spoiled = None
-            barrier = self._barrier = Barrier(self.preserver, self._links)
+            self._barrier = Barrier(self.preserver, self._links)
+            self._barrier_of = number
             is_own = new.owner == self._proxy_id
             if self._multis:
                 self._spoiled = "writes over several slots were being retried"
             self.preserver.is_held = not is_own or self._others_cut_too
             if not is_own:
-                self._start(self._cut_for_other, new, barrier)
+                self._start(self._cut_for_other, new, self._barrier)
         elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
             self._start(self._attend, new)
         elif is_cut_now:
@@ -533,18 +578,21 @@ class Snapshots:
             if old is not None and self.members.others:
                 self._start(self._finish_reading, number)
         if not new.is_open:
-            self._start(self._await_last_reader, new)
             self._closing_since.pop(number, None)
+            self._done_reading.discard(number)
             self._view_from.pop(number, None)
             self.histories.end(number)
             if new.state is SnapshotState.ABORTED:
                 self._ended[number] = new.reason
-        if new.state is not SnapshotState.OPENING and self.preserver.is_held and new.owner != self._proxy_id:
-            self._end_barrier()
+        if new.state is not SnapshotState.OPENING and new.owner != self._proxy_id:
+            self._end_barrier(number)
         self._has_work.set()
 
     def _adopt_chain(self) -> None:
-        chain = chain_of(self.book.records.values())
+        chain = chain_of(
+            replace(record, state=SnapshotState.CLOSING) if record.id in self._lingering else record
+            for record in self.book.records.values()
+        )
         if chain == self.preserver.chain:
             return
         newest_before = self.preserver.newest
@@ -555,6 +603,11 @@ class Snapshots:
         if chain.newest != newest_before:
             self._clear_known()
 
+    def _may_be_read_elsewhere(self) -> bool:
+        return (
+            self._store.is_shared and self._nursery is not None
+        )  # before ``run`` it is one that nobody reads yet
+
     def _clear_known(self) -> None:
         for connection in self._links.shared():
             connection.known.clear()
@@ -562,7 +615,10 @@ class Snapshots:
     async def _attend(self, record: SnapshotRecord) -> None:
         """Another proxy opens: look every few milliseconds until that is over."""
         with self._store.attentive():
-            await self.members.acknowledge(record.id, Phase.ATTENTIVE)
+            try:
+                await self.members.acknowledge(record.id, Phase.ATTENTIVE)
+            except StoreError as failed:  # then its opening fails
+                log.warning("snapshot_not_acknowledged", id=record.id, error=failed)
             while (now := self.book.records.get(record.id)) is not None:
                 if now.state is not SnapshotState.OPENING:
                     break
@@ -572,48 +628,23 @@ class Snapshots:
         """Another proxy opens, and this one has cut: drain, say so, and hold until it serves."""
         try:
             await self._kill_leftovers()
-            await barrier.drain(trio.current_time() + self.settings.hold_seconds)
+            until = trio.current_time() + self.settings.hold_seconds
+            await barrier.drain(until, partial(self._await_drained, record.id))
             if self._spoiled is not None:
                 raise CutFailedError(self._spoiled)
             await self.members.acknowledge(record.id, Phase.CUT)
             with trio.move_on_after(self.settings.hold_seconds):
-                while self.preserver.is_held:
+                while self._barrier is barrier:
                     await self.preserver.released.wait()
-            if self.preserver.is_held:
+            if self._barrier is barrier:
                 raise CutFailedError("its opening took too long")
         except (CutFailedError, StoreError) as failed:
             self._abort([record.id], f"{self._proxy_id}: {failed}")
 
-    async def _await_last_reader(self, record: SnapshotRecord) -> None:
-        """What an ended snapshot has left may be swept when no member reads at it, even one that has not heard yet."""
-        others: set[str] = set()
-        while True:
-            try:
-                await self.members.acknowledge(record.id, Phase.DONE)
-                others = set(await self.members.fresh_others())
-                deadline = trio.current_time() + self.settings.member_ttl_seconds
-                if not await self.members.wait_acks(record.id, Phase.DONE, others, deadline):
-                    break
-            except StoreError as failed:
-                log.debug("snapshot_readers_unknown", id=record.id, reason=failed)
-                await trio.sleep(BEAT_SECONDS)
-        self._read_no_more.add(record.id)
-        self.sweeper.chain_changed()
-        if others:
-            await trio.sleep(FORGET_SECONDS)  # the others may still ask for the acknowledgement
-        self.members.forget(record.id)
-
-    async def _await_former_readers(self) -> None:
-        """The same for those that had ended before this proxy began: every member has heard of them by then."""
-        ended = [record.id for record in self.book.records.values() if not record.is_open]
-        if self._store.is_shared:
-            await trio.sleep(2 * self.settings.member_ttl_seconds)
-        self._read_no_more.update(ended)
-        self.sweeper.chain_changed()
-
     async def _finish_reading(self, number: int) -> None:
         """Another proxy waits for this one's readers before it lets the snapshot's data be swept."""
         await self._drain_readers()
+        self._done_reading.add(number)  # what is not complete by now is not used
         try:
             await self.members.acknowledge(number, Phase.DONE)
         except StoreError as failed:
@@ -623,12 +654,36 @@ class Snapshots:
 
     async def _end_closing(self, number: int) -> SnapshotRecord:
         await self._drain_readers()
+        await self._await_others_readers(number)
+        try:
+            return await self.book.move(number, SnapshotState.CLOSED)
+        except BookError:
+            record = self.book.records.get(number)
+            if record is None or record.state is not SnapshotState.CLOSED:  # else another one was faster
+                raise
+            return record
+
+    async def _await_others_readers(self, number: int) -> None:
+        """Return when no other proxy reads at an ended snapshot any more. Raises StoreError."""
         others = set(await self.members.fresh_others())
         deadline = trio.current_time() + self.settings.member_ttl_seconds * 2
         if missing := await self.members.wait_acks(number, Phase.DONE, others, deadline):
             # Their leases are over, or they would have been renewed by now: they refuse reads themselves.
-            log.warning("snapshot_closed_without", id=number, members=sorted(missing))
-        return await self.book.move(number, SnapshotState.CLOSED)
+            log.warning("snapshot_ended_without", id=number, members=sorted(missing))
+
+    async def _linger(self, number: int) -> None:
+        """A snapshot was aborted: preserve for it until every other proxy has heard of that, and reads no more."""
+        until = trio.current_time() + self.settings.member_ttl_seconds * 2
+        try:
+            await self.members.acknowledge(number, Phase.DONE)
+            await self._await_others_readers(number)
+        except StoreError as failed:
+            log.warning("snapshot_lingers", id=number, seconds=until - trio.current_time(), error=failed)
+            await trio.sleep_until(until)  # when the leases of all who have not heard of it are over
+        self._lingering.discard(number)
+        self._adopt_chain()
+        self._lingered.set()
+        self._lingered = trio.Event()
 
     async def _drain_readers(self) -> None:
         """Wait for what was asked on the read lanes."""
@@ -680,18 +735,16 @@ class Snapshots:
         try:
             # Before the write goes on, also a proxy that starts after this one has died must know.
             await self._record_ends()
-            others = set(await self.members.fresh_others())
-            deadline = trio.current_time() + self.settings.member_ttl_seconds
-            for number in numbers:
-                if missing := await self.members.wait_acks(number, Phase.DONE, others, deadline):
-                    return error(
-                        f"NOTREADY {', '.join(sorted(missing))} may still read snapshot {number}; try again"
-                    )
         except StoreError as failed:
             return error(
                 f"NOTREADY the key could not be preserved: {reason}; and that the snapshots end could not be"
                 f" recorded: {failed}; nothing was written"
             )
+        with trio.move_on_after(self.settings.member_ttl_seconds):
+            while self._lingering:
+                await self._lingered.wait()
+        if self._lingering:
+            return error("NOTREADY other proxies may still read a snapshot that was aborted; try again")
         return None
 
     async def _record_ends(self) -> None:
@@ -715,17 +768,14 @@ class Snapshots:
                         await self.book.move(number, partial(_with_floors, recorded))
             now = self._now()
             for record in list(self.book.records.values()):
-                is_own = record.owner == self._proxy_id and record.id != self._opening_id
-                if record.state is SnapshotState.OPENING and is_own:
-                    self._abort(
-                        [record.id], "its opening was cancelled"
-                    )  # before the record was known to be made
                 if record.state is SnapshotState.SERVING and record.id in self._serving:
                     await self._look_at(record, now)
                 elif record.state is SnapshotState.CLOSING:
                     since = self._closing_since.setdefault(record.id, trio.current_time())
                     if trio.current_time() - since > CLOSE_SECONDS:
                         await self._end_closing(record.id)
+                elif record.state is SnapshotState.OPENING:
+                    await self._look_at_opening(record)
             self._problem = ""
             self._forget_gone()
         except BookError as refused:
@@ -743,12 +793,20 @@ class Snapshots:
         elif self.settings.on_budget is OnBudget.ABORT and (over := self._over_budget(record, now)):
             self._abort([record.id], over)
 
+    async def _look_at_opening(self, record: SnapshotRecord) -> None:
+        """End it if nobody opens it any more: its allocation was cancelled, or its proxy is gone."""
+        if record.owner == self._proxy_id:
+            if not self._opening.locked():
+                self._abort([record.id], "not opened: its opening was given up")
+        elif self._now() - record.opened_at > ORPHAN_SECONDS:
+            await self.book.abort_orphans(await self.members.fresh_others())
+
     def _forget_gone(self) -> None:
         """What is known of snapshots whose records are gone."""
-        self._read_no_more &= self.book.records.keys()
         for known in (self.preserver.costs, self._barrier_seconds, self._ended):
             for number in [number for number in known if number not in self.book.records]:
                 known.pop(number)
+                self.members.forget(number)
 
     def _over_budget(self, record: SnapshotRecord, now: float) -> str | None:
         age_max, bytes_max = self.settings.age_seconds_max, self.settings.preserved_bytes_max
@@ -786,8 +844,8 @@ class Snapshots:
     def _is_sweepable(self, snapshot_id: int) -> bool:
         """Ids from before this proxy began and unknown to the store are of a store that was lost."""
         record = self.book.records.get(snapshot_id)
-        if record is not None:
-            return not record.is_open and snapshot_id in self._read_no_more
+        if record is not None and record.is_open:
+            return False
         return snapshot_id <= self.book.last_id or snapshot_id < int(self._began_at)
 
     def _open_since(self) -> float | None:
@@ -819,6 +877,11 @@ class Snapshots:
         if record.state is SnapshotState.OPENING:
             return f"NOTREADY snapshot {number} is being opened"
         return f"SNAPSHOTTOOOLD snapshot {number} is {record.state.value}; open another one"
+
+
+def _closing(record: SnapshotRecord) -> SnapshotRecord:
+    """Also if another proxy has begun to close it."""
+    return record if record.state is SnapshotState.CLOSING else record.moved_to(SnapshotState.CLOSING)
 
 
 def _with_floors(floors: Mapping[str, Floor], record: SnapshotRecord) -> SnapshotRecord:
