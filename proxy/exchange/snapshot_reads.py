@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from proxy.exchange.failures import not_ready
 from proxy.bounded import for_each
+from proxy.exchange.failures import not_ready
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import array, error, frame, integer
 from proxy.protocol.replies import elements
