@@ -19,7 +19,7 @@ not show anyway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -73,7 +73,9 @@ class SnapshotReads:
         self.reads_total = 0
         self.slow_total = 0  # of them, those that took the slow way
         self._chain: Chain | None = None
-        self._frames: dict[tuple[int, int], tuple[bytes, ...]] = {}  # (slot, id) -> prefixes of its markers
+        self._prefixes: dict[
+            int, dict[int, tuple[bytes, ...]]
+        ] = {}  # id -> hash slot -> of the markers' names
         self._judging: set[NodeConnection] = set()
 
     # -- the fast way
@@ -92,22 +94,37 @@ class SnapshotReads:
 
     def question(self, slot: SnapshotSlot) -> bytes:
         """The request for the markers of a read, by the chain as it is now, which the slot notes."""
+        slot.chain = self.snapshots.preserver.chain
+        prefixes = self.prefixes_of(slot.snapshot_id)
+        found = prefixes.get(slot.hash_slot) or self.add_prefixes(slot.snapshot_id, slot.hash_slot)
+        key = slot.key
+        if len(found) == 1:
+            prefix = found[0]
+            return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b%b\r\n" % (len(prefix) + len(key), prefix, key)
+        return frame([b"MGET", *[prefix + key for prefix in found]])
+
+    def histories_of(self, snapshot_id: int) -> Container[bytes]:
+        """The replication histories whose nodes may be read at the snapshot now."""
+        floors = self.histories.floors.get(snapshot_id)
+        return floors if floors is not None and self.snapshots.is_view_fresh(snapshot_id) else ()
+
+    def prefixes_of(self, snapshot_id: int) -> dict[int, tuple[bytes, ...]]:
+        """Hash slot -> what the names of the markers begin with that a read asks for, by the chain as it is now.
+
+        Those that were not asked for yet are missing: see ``add_prefixes``.
+        """
         chain = self.snapshots.preserver.chain
         if chain is not self._chain:
             self._chain = chain
-            self._frames.clear()
-        slot.chain = chain
-        prefixes = self._frames.get((slot.hash_slot, slot.snapshot_id))
-        if prefixes is None:
-            prefixes = tuple(
-                marker_prefix(slot.hash_slot, number) for number in chain.markers_of(slot.snapshot_id)
-            )
-            self._frames[(slot.hash_slot, slot.snapshot_id)] = prefixes
-        key = slot.key
-        if len(prefixes) == 1:
-            prefix = prefixes[0]
-            return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b%b\r\n" % (len(prefix) + len(key), prefix, key)
-        return frame([b"MGET", *[prefix + key for prefix in prefixes]])
+            self._prefixes.clear()
+        return self._prefixes.setdefault(snapshot_id, {})
+
+    def add_prefixes(self, snapshot_id: int, hash_slot: int) -> tuple[bytes, ...]:
+        """Those of one slot."""
+        ids = self.snapshots.preserver.chain.markers_of(snapshot_id)
+        found = tuple([marker_prefix(hash_slot, number) for number in ids])
+        self._prefixes[snapshot_id][hash_slot] = found
+        return found
 
     # -- the slow way
 

@@ -8,6 +8,7 @@ from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
 from proxy.exchange.snapshot_reads import ABSENT, PREIMAGE, stands_for
 from proxy.protocol.canonical import canonical
+from proxy.protocol.encode import array, frame
 from proxy.protocol.replies import decode, elements
 from proxy.protocol.requests import key_of_simple, with_key
 from proxy.upstream.connection import NodeConnection
@@ -16,6 +17,8 @@ from routing.command import Command
 from routing.redirect import needs_attention
 from routing.snapshot import Chain
 from routing.snapshot_reads import AS_IS
+
+NILS = (b"$-1\r\n", b"_\r\n")
 
 
 class SnapshotSlot(RequestSlot):
@@ -113,6 +116,87 @@ class SnapshotSlot(RequestSlot):
         )
 
 
+class SnapshotGet(SnapshotSlot):
+    """GET, the read that comes most: the value and its markers in one MGET, which the node answers in one step.
+
+    What MGET cannot tell, whether the key is absent or of another type, is asked as of any other read.
+    """
+
+    __slots__ = ("is_pair",)
+
+    def __init__(
+        self,
+        requester: OpenRequests,
+        command: Command,
+        hash_slot: int,
+        key: bytes,
+        snapshot_id: int,
+        prefixes: tuple[bytes, ...],
+        chain: Chain,
+    ) -> None:
+        self.requester = requester  # not by ``super``: one is made for each read
+        self.command = command
+        self.hash_slot = hash_slot
+        self.reply = None
+        self.redirect = None
+        self.key = key
+        self.snapshot_id = snapshot_id
+        self.chain = chain
+        self.is_instead = False
+        self.is_pair = True
+        if len(prefixes) == 1:
+            (prefix,) = prefixes
+            size = len(key)
+            self.raw = b"*3\r\n$4\r\nMGET\r\n$%d\r\n%b\r\n$%d\r\n%b%b\r\n" % (
+                size,
+                key,
+                len(prefix) + size,
+                prefix,
+                key,
+            )
+        else:
+            self.raw = frame([b"MGET", key, *[prefix + key for prefix in prefixes]])
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        if not self.is_pair:
+            super().on_reply(reply, connection)
+            return
+        requester: OpenRequests = self.requester  # type: ignore[assignment]  # a cast costs time
+        snapshots = requester.exchange.snapshots
+        # "*2", the value, and a nil for the marker. A value of no length is two bytes longer than a nil.
+        if (
+            reply[-5:] == b"$-1\r\n"
+            and reply[1] == 50
+            and reply[5] != 45
+            and snapshots.preserver.chain is self.chain
+            and snapshots.is_usable(self.snapshot_id)
+        ):
+            self.reply = reply[4:-5]
+            if not requester.dirty:
+                connection.hub.touched(requester)
+            return
+        self.is_pair = False
+        self.raw = frame([b"GET", self.key])
+        if reply[0] == 42 and connection.ready:
+            value, *markers = elements(reply)
+            if _all_nil(markers):
+                if value in NILS:
+                    self.send(requester.exchange, connection)
+                    return
+                self.value = value
+            self.on_marker(markers[0] if len(markers) == 1 else array(markers), connection)
+        else:
+            self.wait("it was turned away")
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if self.is_pair:
+            self.is_pair = False
+            self.raw = frame([b"GET", self.key])
+            self.wait(f"the connection to {connection.address} ended")
+        else:
+            super().on_lost(sent, connection)
+
+
 class MarkerSlot(Slot):
     """The question for the markers of a read, behind it on the same connection."""
 
@@ -133,12 +217,8 @@ class MarkerSlot(Slot):
 
 def _no_marker(reply: bytes) -> bool:
     """Whether the reply to GET or MGET says that there is none."""
-    if reply == b"$-1\r\n" or reply == b"_\r\n":
-        return True
-    return reply[0] == 42 and (
-        reply.count(b"\r\n$-1\r\n") + reply.count(b"\r\n_\r\n") > 0 and _all_nil(elements(reply))
-    )
+    return reply in NILS or (reply[0] == 42 and _all_nil(elements(reply)))
 
 
 def _all_nil(found: Iterable[bytes]) -> bool:
-    return all(element in (b"$-1\r\n", b"_\r\n") for element in found)
+    return all(element in NILS for element in found)

@@ -15,7 +15,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import assert_never
 
@@ -30,7 +30,7 @@ from proxy.exchange.read_groups import ReadGroup
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
-from proxy.exchange.snapshot_slots import SnapshotSlot
+from proxy.exchange.snapshot_slots import SnapshotGet, SnapshotSlot
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -261,10 +261,11 @@ class ClientConnection(OpenRequests):
                     missing.setdefault(hash_slot, []).append(key)
                     first = min(first, place)
         untaken = 0
-        taken = found[:first]
+        taken = found[:first] if missing else found
         if taken:
             self.end_preserving()
-            untaken = self._relay_found(taken, all(item[0].only_reads for item in taken))
+            # Unless all of it may go, what is left may be reads only.
+            untaken = self._relay_found(taken, bool(missing) and all(item[0].only_reads for item in taken))
         if not missing:
             return untaken
         rest = found[first:]
@@ -475,9 +476,35 @@ class ClientConnection(OpenRequests):
 
     def _relay_at_snapshot(self, found: Sequence[Simple]) -> int:
         """``_relay_found`` for a client whose reads are of a snapshot; its writes are as any other's."""
+        number = self.snapshot_now()
+        reads = self.exchange.snapshot_reads
+        kind = self._kinds[Lane.READ]
+        routes_of_slot = self.routes_of_slot
+        touched, step = self.hub.touched, self.hub.step
+        # What a GET in a slot at rest needs, so that it is sent without a second look; else nothing.
+        histories: Container[bytes] = ()
+        prefixes: dict[int, tuple[bytes, ...]] = {}
+        chain = self.preserver.chain
+        if isinstance(number, int):
+            histories = reads.histories_of(number)
+            prefixes = reads.prefixes_of(number)
         for place, (command, raw, hash_slot, key) in enumerate(found):
             self.commands += 1
             self._last_command = command
+            if command is GET:
+                route = routes_of_slot[hash_slot][kind]
+                if route.ready and route.history in histories:  # type: ignore[union-attr]  # as in ``_relay_found``
+                    reads.reads_total += 1
+                    names = prefixes.get(hash_slot) or reads.add_prefixes(number, hash_slot)  # type: ignore[arg-type]
+                    slot = SnapshotGet(self, command, hash_slot, key, number, names, chain)  # type: ignore[arg-type]
+                    self.slots.append(slot)
+                    if route.guarded_step != step:  # type: ignore[union-attr]
+                        reads.histories.guard(route, step)  # type: ignore[arg-type]
+                    route.owed.append(slot)  # type: ignore[union-attr]
+                    route.out.append(slot.raw)  # type: ignore[union-attr]
+                    if not route.dirty:  # type: ignore[union-attr]
+                        touched(route)  # type: ignore[arg-type]
+                    continue
             if not command.only_reads:
                 self.relay(command, raw, hash_slot)
             elif is_plain(command):
@@ -1128,6 +1155,7 @@ def _known(name: bytes) -> Command:
     return command
 
 
+GET = _known(b"GET")
 _QUIT = _known(b"QUIT")  # stands for what is no command in slots that carry only a reply
 
 _Handler = Callable[[ClientConnection, Command, list[bytes], bytes], None]

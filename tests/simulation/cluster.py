@@ -35,6 +35,7 @@ from tests.simulation.engine import (
     is_write,
     keys_of,
     try_blocking,
+    wrong_number,
 )
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class ServerNode:
         self.address = Address("node", 7000 + index)
         self.belief = Belief([Claim(1, which) for which in range(cluster.shard_count)])
         self.engine = Engine(self.world.now_ms)
+        self.engine.no_script = cluster.no_script
         self.versions: dict[bytes, Version | None] = {}  # client's key -> its newest version here
         self.key_counts: dict[bytes, int] = {}  # key -> its changes here, for WATCH
         self.peers: dict[int, Peer] = {}
@@ -320,11 +322,15 @@ class ServerNode:
 
     def _enqueue(self, peer: Peer, words: list[bytes]) -> bytes:
         assert peer.queue is not None
-        if words[0].upper() not in COMMANDS:
+        spec = COMMANDS.get(words[0].upper())
+        if spec is None or not spec.takes(len(words)):
             peer.is_dirty = True
+            if spec is not None:
+                return wrong_number(words[0])
             return b"-ERR unknown command '%b', with args beginning with: \r\n" % words[0]
         keys = keys_of(words)
-        if keys and (refusal := self.redirection(peer, [keys], is_write(words))) is not None:
+        refusal = self.redirection(peer, [keys], is_write(words))
+        if refusal is not None and not (self.cluster.judges_splits_at_exec and refusal.startswith((b"-ASK", b"-TRY"))):
             peer.is_dirty = True
             return refusal
         peer.queue.append(words)
@@ -454,8 +460,11 @@ class ServerNode:
             blocked = peer.blocked
             if blocked is None or key not in keys_of(blocked.words):
                 continue
+            peer.blocked = None  # what it pops is published, too, and must not find it still waiting
             reply = self._try_blocking(blocked.words, blocked.in_asking)
-            if reply is not None:
+            if reply is None:
+                peer.blocked = blocked
+            else:
                 self._unblock(peer, reply)
 
     def _time_out(self, peer: Peer, blocked: Blocked) -> None:
@@ -896,6 +905,8 @@ class Cluster:
         release = tuple(int(part) for part in engine_version.split(".")[:2])
         self.knows_mixed_at_source = release >= (7, 0)  # before, a mixed command at the source gets ASK
         self.is_atomic = release >= (9, 0)
+        self.judges_splits_at_exec = release >= (9, 0)  # before, a queued command gets ASK or TRYAGAIN itself
+        self.no_script = Engine.no_script if release < (8, 1) else "NOSCRIPT No matching script."
         self.wake_seconds_max = (
             0.005  # a node that goes on runs what has come for so long before it hears of the rest
         )

@@ -74,6 +74,8 @@ SCRIPTS: dict[bytes, Script] = {}  # text -> what it does
 class Engine:
     """The keys of one server."""
 
+    no_script = "NOSCRIPT No matching script. Please use EVAL."
+
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.now_ms = now_ms
         self.entries: dict[bytes, Entry] = {}
@@ -130,8 +132,8 @@ class Engine:
         spec = COMMANDS.get(name)
         if spec is None:
             return b"-ERR unknown command '%b', with args beginning with: \r\n" % words[0]
-        if (len(words) != spec.arity) if spec.arity > 0 else len(words) < -spec.arity:
-            return b"-ERR wrong number of arguments for '%b' command\r\n" % name.lower()
+        if not spec.takes(len(words)):
+            return wrong_number(name)
         try:
             return spec.function(self, words)
         except CommandError as error:
@@ -148,6 +150,10 @@ class Engine:
                 self.entries.pop(key, None)
             else:
                 self.entries[key] = entry
+
+
+def wrong_number(name: bytes) -> Reply:
+    return b"-ERR wrong number of arguments for '%b' command\r\n" % name.lower()
 
 
 def digest_of(script: bytes) -> bytes:
@@ -170,8 +176,10 @@ def _set(engine: Engine, words: Sequence[bytes]) -> Reply:
     options = iter(words[3:])
     for option in options:
         match option.upper():
-            case b"NX" | b"XX" as condition:
-                pass
+            case b"NX" | b"XX" as this:
+                if condition not in (b"", this):
+                    raise CommandError(SYNTAX)
+                condition = this
             case b"GET":
                 wants_old = True
             case b"KEEPTTL":
@@ -541,7 +549,7 @@ def _eval(engine: Engine, words: Sequence[bytes]) -> Reply:
     script = _SCRIPT_OF_DIGEST.get(digest)
     if words[0].upper().startswith(b"EVALSHA"):
         if digest not in engine.scripts:
-            raise CommandError("NOSCRIPT No matching script. Please use EVAL.")
+            raise CommandError(engine.no_script)
     else:
         engine.scripts.add(digest)
     if script is None:
@@ -664,6 +672,10 @@ class Spec:
     last: int = 0  # negative: from the end
     step: int = 1
     is_write: bool = False
+
+    def takes(self, count: int) -> bool:
+        """Whether it may have so many words."""
+        return count == self.arity if self.arity > 0 else count >= -self.arity
 
 
 def keys_of(words: Sequence[bytes]) -> list[bytes]:

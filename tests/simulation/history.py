@@ -496,5 +496,5 @@ def _place_of(fault: BaseException) -> str:
     """The first error of a group, and where it was raised."""
     while isinstance(fault, BaseExceptionGroup):
         fault = fault.exceptions[0]
-    frames = traceback.extract_tb(fault.__traceback__)[-3:]
+    frames = traceback.extract_tb(fault.__traceback__)[-6:]
     return f"{fault!r} in " + " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
