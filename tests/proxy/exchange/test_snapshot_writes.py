@@ -15,7 +15,7 @@ from routing.offsets import Point
 from routing.slot import slot_of
 from routing.snapshot import Chain, SnapshotRecord, SnapshotState
 from routing.snapshot_floors import ShardFloor
-from routing.snapshot_names import marker
+from routing.snapshot_names import marker, preimage
 from tests.proxy.exchange.test_open_requests import OK, command
 from tests.proxy.world import World, keys_of
 
@@ -178,26 +178,18 @@ async def test_a_read_at_a_snapshot_is_answered_although_a_later_write_of_its_ke
     client = world.client()
     client.connection.snapshot_id = ID
     client.send(command("GET", key) + command("SET", key, "2"))
-    info = b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n"
-    guard = b"$%d\r\n%b\r\n" % (len(info), info)
-    replies = {
-        b"INFO": guard,
-        b"SET": OK,
-        b"MGET": b"*2\r\n$1\r\np\r\n$-1\r\n",  # of two ids: the slow way
+    values = {
+        key: bulk(b"2"),
+        marker(slot, ID, key): bulk(b"p"),  # of two ids: the slow way
+        preimage(slot, ID, key): bulk(b"1"),
     }
-    saved = marker(slot, ID, key).replace(b":m:", b":p:")
+    nil = b"$-1\r\n"
     for _ in range(12):
-        for words in world.nodes[0].take():
-            if words[0] == b"GET":
-                reply = {
-                    key: b"$1\r\n2\r\n",
-                    saved: b"$1\r\n1\r\n",
-                    marker(slot, ID, key): b"$1\r\np\r\n",
-                    marker(slot, ID + 1, key): b"$-1\r\n",
-                }[words[1]]
-            else:
-                reply = replies[words[0]]
-            world.nodes[0].reply(reply)
+        for name, *words in world.nodes[0].take():
+            found = [values.get(word, nil) for word in words]
+            info = bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n")
+            replies = {b"INFO": info, b"SET": OK, b"GET": found[0], b"MGET": array(found)}
+            world.nodes[0].reply(replies[name])
         await world.settle()
     assert client.values() == [b"1", b"OK"]
 
