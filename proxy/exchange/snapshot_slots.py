@@ -166,7 +166,7 @@ class SnapshotGet(SnapshotSlot):
         # "*2", the value, and a nil for the marker. A value of no length is two bytes longer than a nil.
         if (
             reply[-5:] == b"$-1\r\n"
-            and reply[1] == 50
+            and reply[:4] == b"*2\r\n"
             and reply[5] != 45
             and snapshots.preserver.chain is self.chain
             and snapshots.is_usable(self.snapshot_id)
