@@ -27,6 +27,7 @@ WRITERS = 3
 READERS = 1
 OPERATIONS = 13  # of each client
 PAUSE_SECONDS = 0.02  # between two operations of a client, on average
+HISTORY_SECONDS_MAX = 20.0  # ten times as long as the longest should be
 SNAPSHOT_SETTINGS = SnapshotSettings(
     open_deadline_seconds=0.6,
     drain_seconds=0.15,
@@ -92,6 +93,7 @@ class History:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.judge.on_broken = nursery.cancel_scope.cancel
+            nursery.start_soon(self._end_in_time)
             nursery.start_soon(self.store.run)
             for _ in range(self.proxy_count):
                 await self._start_proxy()
@@ -107,6 +109,15 @@ class History:
             await self._settle()
             self._check()
             nursery.cancel_scope.cancel()
+
+    async def _end_in_time(self) -> None:
+        """Nobody waits for ever."""
+        await trio.sleep(HISTORY_SECONDS_MAX)
+        waiting = [f"{words!r} at {client.proxy.name}" for client in self._all_clients() for words in client.unanswered]
+        self.judge.fail(Broken(f"the history does not end; unanswered: {'; '.join(waiting) or 'nothing'}"))
+
+    def _all_clients(self) -> list[SimClient]:
+        return [client for proxy in self.proxies for client in proxy._clients]
 
     def _check(self) -> None:
         """What can only be said at the end."""
