@@ -93,6 +93,7 @@ class History:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.judge.on_broken = nursery.cancel_scope.cancel
+            self.world.on_fault = lambda error: self.judge.fail(Broken(f"a handler raised {_place_of(error)}"))
             nursery.start_soon(self._end_in_time)
             nursery.start_soon(self.store.run)
             for _ in range(self.proxy_count):
@@ -126,9 +127,6 @@ class History:
             self.judge.check_order()
             for view in self.views.values():
                 view.check()
-            for each in self.proxies:
-                if each.hub.faults:
-                    raise Broken(f"a handler raised: {each.hub.faults[0]!r}") from each.hub.faults[0]
         except Broken as broken:
             self.judge.fail(broken)
 
