@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from proxy.bounded import for_each
 from proxy.exchange.failures import not_ready
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import array, error, frame, integer
@@ -255,8 +256,9 @@ class SnapshotReads:
         replies: dict[tuple[bytes, int], bytes] = {}
         is_same = True
 
-        async def ask(key: bytes, number: int) -> None:
+        async def ask(question: tuple[bytes, int]) -> None:
             nonlocal is_same
+            key, number = question
             raw = frame([b"GET", marker(hash_slot, number, key)])
             now: Asked = []
             replies[(key, number)] = await self.judged_execute(
@@ -264,10 +266,7 @@ class SnapshotReads:
             )
             is_same &= now[:1] == asked[:1]
 
-        async with trio.open_nursery() as nursery:
-            for key in keys:
-                for number in chain:
-                    nursery.start_soon(ask, key, number)
+        await for_each([(key, number) for key in keys for number in chain], ask)
         if not is_same and not any(reply[0] == 45 for reply in replies.values()):
             return None
         found: dict[bytes, bytes] = {}
@@ -297,9 +296,7 @@ class SnapshotReads:
             except TooLargeError as too_large:
                 failures.append(too_large)
 
-        async with trio.open_nursery() as nursery:
-            for key in dict.fromkeys(keys):
-                nursery.start_soon(one, key)
+        await for_each(dict.fromkeys(keys), one)
         if failures:
             raise failures[0]
         if refused := next((reply for reply in replies.values() if reply[0] == 45), None):

@@ -20,7 +20,7 @@ import trio
 from proxy.protocol.encode import frame
 from proxy.snapshots.preserve import Gate, PreserveFailedError, Preserver
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.reply_slot import ConnectionLostError
+from proxy.upstream.reply_slot import ConnectionLostError, Fence
 
 PING = frame([b"PING"])
 
@@ -68,8 +68,9 @@ class Barrier:
         self._gates = preserver.gates = gates
 
     async def drain(self, deadline: float, all_drained: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Wait for the answers to all that was sent before the cut. Raises CutFailedError and what ``all_drained`` does.
+        """Wait for the answers to all that was sent before the cut.
 
+        Raises CutFailedError, and what ``all_drained`` raises.
         ``deadline``: on Trio's clock. ``all_drained``: returns when other proxies have come as far; asked for only if
         commands block here.
         """
@@ -112,7 +113,9 @@ class Barrier:
         """None when what the connection owed is answered; else why that cannot be said."""
         try:
             with trio.move_on_at(deadline):
-                await connection.request(PING)
+                fence = Fence(PING)
+                connection.queue(fence)
+                await fence.wait_reply()
                 return None
         except ConnectionLostError as lost:
             return f"{lost}, with writes from before the cut unanswered"

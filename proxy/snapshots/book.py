@@ -137,8 +137,8 @@ class Book:
     ) -> SnapshotRecord:
         """A new record, ``opening``, of this proxy, on the audit log. ``alone``: not while another one is opening.
 
-        Raises TooManyOpenError, OpeningError, StoreUnavailableError, StoreRefusedError. If cancelled, it may have been
-        done: then the watch brings a record whose owner is this proxy, and which nobody opens.
+        Raises TooManyOpenError, OpeningError, StoreUnavailableError, StoreRefusedError. If cancelled, it may have
+        been done: then the watch brings a record whose owner is this proxy, and which nobody opens.
         """
         while True:
             head = await self._store.get(SNAPSHOT_HEAD)  # first: nobody else allocates from here on

@@ -247,7 +247,8 @@ class Histories:
                 self._on_unproven([snapshot_id], f"{address} cannot prove to have its data: {verdict.reason}")
                 continue
             is_new = history not in floors
-            floor = verdict.floor
+            # Views that came before this history was known have not been held against it.
+            floor = verdict.floor.seen(standing.slots, epoch, is_importing=standing.is_importing)
             is_usable = floor.is_settled and floor.slots is not None
             if not is_usable and may_retake and not standing.is_importing:
                 floor = retaken(sample, standing.slots, epoch)

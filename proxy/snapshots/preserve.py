@@ -20,6 +20,7 @@ from typing import Protocol
 
 import trio
 
+from proxy.bounded import for_each
 from proxy.log import get_logger
 from proxy.protocol.encode import error, frame
 from proxy.protocol.replies import decode
@@ -65,6 +66,9 @@ for i = 1, #KEYS, 3 do
 end
 return answers"""
 SCRIPT_SHA = sha1(SCRIPT).hexdigest().encode()  # the engines name scripts so
+
+# Keys of one script. A node serves nobody else meanwhile, and looks at its memory limit only when a script begins.
+SCRIPT_KEYS_MAX = 128
 
 HAD_MARKER, TOO_LARGE = -1, -2
 
@@ -128,6 +132,10 @@ class Gate:
             return False
         self.opened.set()
         return True
+
+
+class _CutMeanwhileError(Exception):
+    """Another snapshot was cut between two steps. What is dumped from here on may be from after that."""
 
 
 class PreserveFailedError(Exception):
@@ -227,15 +235,14 @@ class Preserver:
 
         failures: list[PreserveFailedError] = []
 
-        async def one(slot: int, keys: list[bytes]) -> None:
+        async def one(item: tuple[int, list[bytes]]) -> None:
+            slot, keys = item
             try:
                 outcomes.append(await self._one(slot, keys, resp, deadline))
             except PreserveFailedError as failed:
                 failures.append(failed)
 
-        async with trio.open_nursery() as nursery:
-            for slot, keys in missing.items():
-                nursery.start_soon(one, slot, keys)
+        await for_each(missing.items(), one)
         if failures:
             raise failures[0]
         replies = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
@@ -263,7 +270,7 @@ class Preserver:
             connection = self.ways.write_connection(slot, 2)
             outcome: bytes | str | None = f"the owner of slot {slot} takes no requests"
             if connection is not None:
-                outcome = await self._at_owner(connection, slot, list(keys), 2, deadline)
+                outcome = await self._at_owner(connection, slot, list(keys), 2, deadline, whole=True)
             if not isinstance(outcome, str):
                 return outcome if outcome is None else _text(outcome)
             if trio.current_time() >= deadline:
@@ -272,13 +279,29 @@ class Preserver:
             attempt += 1
 
     async def _at_owner(
-        self, connection: NodeConnection, slot: int, keys: list[bytes], resp: int, deadline: float
+        self,
+        connection: NodeConnection,
+        slot: int,
+        keys: list[bytes],
+        resp: int,
+        deadline: float,
+        *,
+        whole: bool = False,
     ) -> bytes | str | None:
+        """``whole``: at one moment, if the slot is at rest."""
         newest = self.newest
+        outcome: bytes | str | None = None
         if self.ways.is_in_flux(slot):
             outcome = await self._by_steps(slot, keys, newest, resp, deadline)
         else:
-            outcome = await self._by_script(connection, slot, keys, newest, resp, deadline)
+            keys_max = len(keys) if whole else SCRIPT_KEYS_MAX
+            for first in range(0, len(keys), keys_max):
+                some = keys[first : first + keys_max]
+                outcome = await self._by_script(connection, slot, some, newest, resp, deadline)
+                if outcome is None and newest != self.newest:
+                    outcome = AT_ONCE
+                if outcome is not None:
+                    break
         # While held, what blocked commands may write is preserved, and writes of it must wait all the same.
         if outcome is None and newest == self.newest and not connection.is_closed and not self.is_held:
             self._remember(connection, keys)
@@ -306,9 +329,13 @@ class Preserver:
         reply: bytes | None = None
         try:
             with trio.move_on_at(deadline):
-                reply = await connection.request(frame([b"EVALSHA", SCRIPT_SHA, *words]))
+                # With its slot, so that the gate of a later cut waits for it: behind a write from after that cut it
+                # would keep the wrong value.
+                reply = await connection.request(frame([b"EVALSHA", SCRIPT_SHA, *words]), hash_slot=slot)
                 if reply.startswith(b"-NOSCRIPT"):
-                    reply = await connection.request(frame([b"EVAL", SCRIPT, *words]))
+                    if newest != self.newest:
+                        return AT_ONCE
+                    reply = await connection.request(frame([b"EVAL", SCRIPT, *words]), hash_slot=slot)
         except ConnectionLostError as lost:
             return str(lost)
         if reply is None:
@@ -342,7 +369,10 @@ class Preserver:
         RESTORE finds the key busy, SET NX finds the marker.
         """
         for key in keys:
-            outcome = await self._steps_of(slot, key, newest, resp, deadline)
+            try:
+                outcome = await self._steps_of(slot, key, newest, resp, deadline)
+            except _CutMeanwhileError:
+                return AT_ONCE
             if outcome is not None:
                 return outcome
         return None
@@ -351,6 +381,8 @@ class Preserver:
         self, slot: int, key: bytes, newest: int, resp: int, deadline: float
     ) -> bytes | str | None:
         async def ask(*words: bytes) -> bytes:
+            if newest != self.newest:
+                raise _CutMeanwhileError
             return await self.ways.execute(
                 frame(words), slot, resp=resp, repeatable=True, deadline=deadline, lane=Lane.WRITE
             )

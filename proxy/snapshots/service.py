@@ -33,7 +33,7 @@ from proxy.snapshots.bypass import BypassWatch
 from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
 from proxy.snapshots.links import Links
-from proxy.snapshots.members import Members, Phase
+from proxy.snapshots.members import Member, Members, Phase
 from proxy.snapshots.metrics import SnapshotMetrics
 from proxy.snapshots.preserve import Preserver, Ways
 from proxy.snapshots.room import INFO_MEMORY, refusals
@@ -55,6 +55,7 @@ ATTEMPT_PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.002  # while another proxy opens
 ATTENTIVE_SECONDS = 1.0  # in which other members notice an opening
 ORPHAN_SECONDS = 1.0  # an opening that takes longer may have lost its opener
+FORGET_SECONDS = 60.0  # for which an acknowledgement stays
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
 RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
 SETTLE_SECONDS = 10.0  # after which no write is on its way any more that went by a former chain
@@ -107,12 +108,11 @@ class Snapshots:
         self._barrier_seconds: dict[int, float] = {}
         self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
         self._closing_since: dict[int, float] = {}  # Trio time
-        self._done_reading: set[int] = (
-            set()
-        )  # closing, and the others were told that nobody here reads at them
-        # Aborted, and other proxies may not have heard of it: writes preserve for them as before.
+        self._done_reading: set[int] = set()  # closing; the others were told that nobody here reads at them
+        self._read_no_more: set[int] = set()  # ended, and no member reads at them
+        # Aborted, and not yet of those: writes preserve for them as before.
         self._lingering: set[int] = set()
-        self._lingered = trio.Event()  # one of them is known to be read by nobody
+        self._lingered = trio.Event()  # one of them lingers no more
         self._floors_changed = False
         self._has_work = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -139,6 +139,7 @@ class Snapshots:
             strangers=self.bypass.find_strangers,
         )
         self.members.on_detached = self._on_detached
+        self.members.on_attached = self._on_attached
         self.book.on_change = self._on_record
         self.preserver.on_failure = self._on_preserve_failure
         self.preserver.on_split = self.histories.mark_unsettled
@@ -346,6 +347,9 @@ class Snapshots:
             nursery.start_soon(self.histories.run)
             nursery.start_soon(self.sweeper.run)
             nursery.start_soon(self.bypass.run)
+            nursery.start_soon(self._await_former_readers)
+            if self.members.is_attached():
+                self._on_attached()
             while True:
                 with trio.move_on_after(BEAT_SECONDS):
                     await self._has_work.wait()
@@ -367,6 +371,12 @@ class Snapshots:
     def _on_detached(self) -> None:
         self._is_blind = True
         self._end_barrier(self._barrier_of)  # whoever cuts does not count on this proxy any more
+
+    def _on_attached(self) -> None:
+        """A member again, or the first time: what it has acknowledged before is gone, and what closes waits for it."""
+        for record in self.book.records.values():
+            if record.state is SnapshotState.CLOSING:
+                self._start(self._finish_reading, record.id)
 
     # -- opening
 
@@ -546,7 +556,6 @@ class Snapshots:
             and self._may_be_read_elsewhere()
         ):
             self._lingering.add(number)
-            self._start(self._linger, number)
         self._adopt_chain()
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
@@ -578,6 +587,7 @@ class Snapshots:
             if old is not None and self.members.others:
                 self._start(self._finish_reading, number)
         if not new.is_open:
+            self._start(self._await_last_reader, new)
             self._closing_since.pop(number, None)
             self._done_reading.discard(number)
             self._view_from.pop(number, None)
@@ -641,6 +651,45 @@ class Snapshots:
         except (CutFailedError, StoreError) as failed:
             self._abort([record.id], f"{self._proxy_id}: {failed}")
 
+    async def _await_last_reader(self, record: SnapshotRecord) -> None:
+        """What an ended snapshot has left may be swept when no member reads at it, even one that has not heard yet.
+
+        After an abort, which waits for nobody, writes preserve until then, too. Who joins later knows that it ended.
+        """
+        readers: Mapping[str, Member] | None = None
+        had_others = False
+        while readers is None or readers:
+            try:
+                await self.members.acknowledge(record.id, Phase.DONE)
+                others = await self.members.fresh_others()
+                had_others = had_others or bool(others)
+                # One with the same name that has joined anew has read that the snapshot ended.
+                readers = others if readers is None else _staying(readers, others)
+                deadline = trio.current_time() + self.settings.member_ttl_seconds
+                missing = await self.members.wait_acks(record.id, Phase.DONE, set(readers), deadline)
+                readers = {name: readers[name] for name in missing}
+            except StoreError as failed:
+                log.debug("snapshot_readers_unknown", id=record.id, reason=failed)
+            if readers is None or readers:
+                await trio.sleep(BEAT_SECONDS)
+        self._read_no_more.add(record.id)
+        self._lingering.discard(record.id)
+        self._adopt_chain()
+        self._lingered.set()
+        self._lingered = trio.Event()
+        self.sweeper.chain_changed()
+        if had_others:
+            await trio.sleep(FORGET_SECONDS)  # the others may still ask for the acknowledgement
+        self.members.forget(record.id)
+
+    async def _await_former_readers(self) -> None:
+        """The same for those that had ended before this proxy began: every member has heard of them by then."""
+        ended = [record.id for record in self.book.records.values() if not record.is_open]
+        if self._store.is_shared:
+            await trio.sleep(2 * self.settings.member_ttl_seconds)
+        self._read_no_more.update(ended)
+        self.sweeper.chain_changed()
+
     async def _finish_reading(self, number: int) -> None:
         """Another proxy waits for this one's readers before it lets the snapshot's data be swept."""
         await self._drain_readers()
@@ -654,7 +703,15 @@ class Snapshots:
 
     async def _end_closing(self, number: int) -> SnapshotRecord:
         await self._drain_readers()
-        await self._await_others_readers(number)
+        others = await self.members.fresh_others()
+        deadline = trio.current_time() + self.settings.member_ttl_seconds * 2
+        if missing := await self.members.wait_acks(number, Phase.DONE, set(others), deadline):
+            if deaf := missing.intersection(_staying(others, await self.members.fresh_others())):
+                raise SnapshotError(
+                    f"NOTREADY snapshot {number} is closing, and {', '.join(sorted(deaf))} may still read at it"
+                )
+            # The leases of the others are over: they refuse reads themselves.
+            log.warning("snapshot_closed_without", id=number, members=sorted(missing))
         try:
             return await self.book.move(number, SnapshotState.CLOSED)
         except BookError:
@@ -662,28 +719,6 @@ class Snapshots:
             if record is None or record.state is not SnapshotState.CLOSED:  # else another one was faster
                 raise
             return record
-
-    async def _await_others_readers(self, number: int) -> None:
-        """Return when no other proxy reads at an ended snapshot any more. Raises StoreError."""
-        others = set(await self.members.fresh_others())
-        deadline = trio.current_time() + self.settings.member_ttl_seconds * 2
-        if missing := await self.members.wait_acks(number, Phase.DONE, others, deadline):
-            # Their leases are over, or they would have been renewed by now: they refuse reads themselves.
-            log.warning("snapshot_ended_without", id=number, members=sorted(missing))
-
-    async def _linger(self, number: int) -> None:
-        """A snapshot was aborted: preserve for it until every other proxy has heard of that, and reads no more."""
-        until = trio.current_time() + self.settings.member_ttl_seconds * 2
-        try:
-            await self.members.acknowledge(number, Phase.DONE)
-            await self._await_others_readers(number)
-        except StoreError as failed:
-            log.warning("snapshot_lingers", id=number, seconds=until - trio.current_time(), error=failed)
-            await trio.sleep_until(until)  # when the leases of all who have not heard of it are over
-        self._lingering.discard(number)
-        self._adopt_chain()
-        self._lingered.set()
-        self._lingered = trio.Event()
 
     async def _drain_readers(self) -> None:
         """Wait for what was asked on the read lanes."""
@@ -780,6 +815,8 @@ class Snapshots:
             self._forget_gone()
         except BookError as refused:
             log.debug("snapshot_moved_elsewhere", reason=str(refused))
+        except SnapshotError as problem:
+            self._problem = str(problem)
         except StoreError as failed:
             self._floors_changed = True
             self._problem = f"snapshots: the topology store cannot be written: {failed}"
@@ -803,10 +840,10 @@ class Snapshots:
 
     def _forget_gone(self) -> None:
         """What is known of snapshots whose records are gone."""
+        self._read_no_more &= self.book.records.keys()
         for known in (self.preserver.costs, self._barrier_seconds, self._ended):
             for number in [number for number in known if number not in self.book.records]:
                 known.pop(number)
-                self.members.forget(number)
 
     def _over_budget(self, record: SnapshotRecord, now: float) -> str | None:
         age_max, bytes_max = self.settings.age_seconds_max, self.settings.preserved_bytes_max
@@ -844,8 +881,8 @@ class Snapshots:
     def _is_sweepable(self, snapshot_id: int) -> bool:
         """Ids from before this proxy began and unknown to the store are of a store that was lost."""
         record = self.book.records.get(snapshot_id)
-        if record is not None and record.is_open:
-            return False
+        if record is not None:
+            return not record.is_open and snapshot_id in self._read_no_more
         return snapshot_id <= self.book.last_id or snapshot_id < int(self._began_at)
 
     def _open_since(self) -> float | None:
@@ -877,6 +914,11 @@ class Snapshots:
         if record.state is SnapshotState.OPENING:
             return f"NOTREADY snapshot {number} is being opened"
         return f"SNAPSHOTTOOOLD snapshot {number} is {record.state.value}; open another one"
+
+
+def _staying(members: Mapping[str, Member], now: Mapping[str, Member]) -> Mapping[str, Member]:
+    """Those that are there still, and have not left and joined again."""
+    return {name: member for name, member in members.items() if now.get(name) == member}
 
 
 def _closing(record: SnapshotRecord) -> SnapshotRecord:

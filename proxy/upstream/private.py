@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
+from proxy.upstream.reply_slot import Fence
 from routing.topology import Address
 
 IDLE_MAX = 8  # kept for each node and RESP version
@@ -73,13 +74,14 @@ class PrivateConnections:
         return connection
 
     def release(self, connection: NodeConnection) -> None:
-        """Give a clean connection back: it owes nothing, watches nothing, is subscribed to nothing."""
+        """Give a clean connection back: it owes its client nothing, watches nothing, is subscribed to nothing."""
         resp = self._in_use.get(connection)
         if resp is None:
             return
         self._forget(connection)
         idle = self._idle.setdefault((connection.address, resp), [])
-        if connection.owed or connection.is_closed or len(idle) >= IDLE_MAX:
+        is_owing = any(not isinstance(slot, Fence) for slot in connection.owed)
+        if is_owing or connection.is_closed or len(idle) >= IDLE_MAX:
             connection.close("not needed any more")
         else:
             idle.append(connection)

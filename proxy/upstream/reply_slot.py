@@ -144,3 +144,9 @@ class Waiter(Slot):
             assert self._lost is not None
             raise self._lost
         return self._reply
+
+
+class Fence(Waiter):
+    """Asked for the place of its answer among others, also on a connection that a client has for itself."""
+
+    __slots__ = ()

@@ -223,32 +223,25 @@ async def _barrier_of(operator: Connection, snapshot_id: int) -> list[float]:
 
 
 def show_openings(openings: Sequence[Opening], console: Console) -> None:
-    table = Table(title="opening under writes, milliseconds: p50 / p99 / max")
-    for heading in (
-        "nodes",
-        "OPEN",
-        "barrier max",
-        "writes around",
-        "of them not first",
-        "other writes",
-        "errors",
-    ):
+    table = Table(title="opening under writes, milliseconds")
+    table.add_column("nodes", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    for heading in ("p50", "p99", "max", "of"):
         table.add_column(heading, justify="right")
     for opening in openings:
-        table.add_row(
-            opening.layout,
-            _shown(opening.opened),
-            "-" if opening.barrier_ms_max is None else f"{opening.barrier_ms_max:.2f}",
-            _shown(opening.around),
-            _shown(opening.around_later),
-            _shown(opening.otherwise),
-            str(opening.errors),
-        )
+        shown = {
+            "OPEN": opening.opened,
+            "writes around": opening.around,
+            "of them not first": opening.around_later,
+            "other writes": opening.otherwise,
+        }
+        for what, found in shown.items():
+            figures = (f"{figure:.2f}" for figure in (found.p50, found.p99, found.max))
+            table.add_row(opening.layout, what, *figures, str(found.count))
+        if opening.barrier_ms_max is not None:
+            table.add_row(opening.layout, "barrier", "", "", f"{opening.barrier_ms_max:.2f}", "")
+        table.add_row(opening.layout, "errors", "", "", "", str(opening.errors))
     console.print(table)
-
-
-def _shown(latencies: Latencies) -> str:
-    return f"{latencies.p50:.2f} / {latencies.p99:.2f} / {latencies.max:.2f} of {latencies.count}"
 
 
 # --- requests ---
@@ -456,9 +449,8 @@ def show_requests(rounds: Sequence[Round], alone: dict[str, Latencies], console:
             )
     console.print(table)
     for name, latencies in alone.items():
-        console.print(
-            f"SET on one connection, {name}: p50 / p99 / max ms {_shown(latencies)}", highlight=False
-        )
+        figures = f"{latencies.p50:.2f} / {latencies.p99:.2f} / {latencies.max:.2f}"
+        console.print(f"SET on one connection, {name}: p50 / p99 / max ms {figures}", highlight=False)
 
 
 def _parts(text: str) -> tuple[str, ...]:

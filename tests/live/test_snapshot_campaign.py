@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.live.campaign.campaign import MOVED_SLOTS
 from tests.live.conftest import engine_named
 from tests.live.levels.campaign import Movement
 from tests.live.snapshots.campaign import Options, Outcome, Target, run_campaign
@@ -22,9 +23,9 @@ from tests.live.snapshots.report import remarks, table
 pytestmark = pytest.mark.live
 
 SHORT = Options(
-    seconds=2.5,
+    seconds=2.0,
     slots_moved=1,
-    load=LoadOptions((), keys_per_slot=4, write_rate=200.0),
+    load=LoadOptions((MOVED_SLOTS[0], 7000, 12000), keys_per_slot=4, write_rate=200.0),
     lives=LifeOptions(life_seconds=(1.0, 2.0)),
 )
 # What reads of live data break; they are never older than what was acknowledged.

@@ -30,7 +30,10 @@ RESIDENT_SLOTS = (100, 7000, 12000)  # one of each primary that never moves
 SHORT_NODE_TIMEOUT_MS = 4_000  # where a failover is waited for; and longer than a node is frozen
 LEFT_SECONDS_MAX = 20.0  # for a dead proxy's lease to end, and a sweep
 CLOSE_SECONDS = 15.0
-SETTINGS = ("snapshots.sweep_interval_seconds=1",)  # what a dead proxy left is looked for each second
+SETTINGS = (
+    "snapshots.sweep_interval_seconds=1",  # what a dead proxy left is looked for each second
+    "snapshots.hold_seconds=2",  # a machine that is busy with all of this may let a proxy wait for long
+)
 
 
 class Target(Enum):

@@ -26,7 +26,7 @@ PREFILL_BATCH = 200
 RECONNECT_SECONDS = 0.05
 DEADLINE_SECONDS = 9.0  # more than the proxy's own
 STORM_SECONDS = 0.005  # before what it is made for
-WAIT_SECONDS = (0.05, 0.4)  # for which a taker waits at its queue; a writer is held for as long at most
+WAIT_SECONDS = (0.1, 0.6)  # for which a taker waits at its queue; a writer is held for as long at most
 TRANSFER_SCRIPT = b"redis.call('DECRBY', KEYS[1], ARGV[1]) return redis.call('INCRBY', KEYS[2], ARGV[1])"
 
 Step = Callable[..., Awaitable[bool]]
@@ -165,7 +165,7 @@ class Load:
 
     @asynccontextmanager
     async def storm(self) -> AsyncIterator[None]:
-        """What belongs together is written without pauses, so that a cut in the block falls into the middle of it."""
+        """Chains are lengthened and money is moved without pauses: a cut in the block falls into the middle of it."""
         self._storms += 1
         self._storm.set()
         try:
@@ -179,12 +179,14 @@ class Load:
     async def _repeat(self, caller: Caller, work: Step, *given: object) -> None:
         """Do the work at its pace until it says that it is over."""
         rng, options = caller.rng, self._options
-        is_of_keys = work == self._write_keys
-        pause = options.writers / options.write_rate if is_of_keys else options.step_seconds
+        pause = options.step_seconds
+        if work == self._write_keys:
+            pause = options.writers / options.write_rate
+        has_storms = work in (self._lengthen, self._transfer, self._redistribute)
         try:
             while True:
                 with trio.move_on_after(rng.uniform(0.5, 1.5) * pause):
-                    if is_of_keys:
+                    if not has_storms:
                         await trio.sleep_forever()
                     await self._storm.wait()
                 async with self.hold.passing():
@@ -266,8 +268,7 @@ class Load:
             return False
         queue.pushed_acked += count
         # Longer than a taker needs for what was pushed, so that takers do wait.
-        with trio.move_on_after(caller.rng.random() * self._options.step_seconds * 8):
-            await self._storm.wait()
+        await trio.sleep(caller.rng.random() * self._options.step_seconds * 16)
         return True
 
     async def _take(self, caller: Caller, queue: Queue) -> bool:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.protocol.encode import bulk, error, integer
+from proxy.protocol.encode import array, bulk, error, integer
 from proxy.protocol.replies import decode
 from proxy.settings import SnapshotSettings
-from proxy.snapshots.preserve import INTERNAL_KEY, PreserveFailedError, Preserver
+from proxy.snapshots.preserve import INTERNAL_KEY, SCRIPT_KEYS_MAX, PreserveFailedError, Preserver
 from routing.slot import slot_of
 from routing.snapshot import Chain
 from routing.snapshot_names import marker, preimage
@@ -150,6 +150,15 @@ def drive(work: Coroutine[None, None, None]) -> Iterator[None]:
         yield
 
 
+def result_of(work: Coroutine[Any, Any, bytes | str | None]) -> bytes | str | None:
+    while True:
+        try:
+            work.send(None)
+        except StopIteration as done:
+            result: bytes | str | None = done.value
+            return result
+
+
 def interleavings(first: int, second: int) -> Iterator[tuple[int, ...]]:
     """Orders of so many steps of two workers, as places of the first one's: all, or one in eleven of very many."""
     every = combinations(range(first + second), first)
@@ -211,6 +220,27 @@ def test_a_key_that_expires_between_the_steps_of_two_writers_is_gone_at_the_snap
                     assert node.at_snapshot() in (b"100", None)
 
 
+@pytest.mark.parametrize("steps", range(8))
+def test_no_step_for_an_earlier_snapshot_is_begun_after_a_cut(steps: int) -> None:
+    """It would keep, for the earlier one, what was written after the later one's cut."""
+    node = Node()
+    node.values[KEY] = b"100"
+    preserver = preserver_of(node)
+    work = drive(preserver._by_steps(SLOT, [KEY], ID, 2, 1.0))  # type: ignore[arg-type]
+    for _ in range(steps):
+        next(work, None)
+    preserver.newest = ID + 1
+    node.values[marker(SLOT, ID + 1, KEY)] = b"p"
+    node.values[preimage(SLOT, ID + 1, KEY)] = b"100"
+    node.run([b"SET", KEY, b"B"])
+    for _ in work:
+        pass
+    expected = (
+        b"100" if MARKER in node.values else b"B"
+    )  # without a marker of its own, the later one's decides
+    assert node.at_snapshot() == expected
+
+
 def test_a_key_over_the_limit_is_marked_and_not_copied() -> None:
     node = Node()
     node.values[KEY] = b"x" * 100
@@ -238,10 +268,7 @@ def test_a_step_that_a_node_refuses_sets_no_marker_and_tells_why(step: bytes) ->
 
     for words in ("MISCONF no disk", "NOTREADY slot 1", "BUSY Redis is busy running a script."):
         node, work = after(error(words))
-        with pytest.raises(StopIteration) as done:
-            while True:
-                work.send(None)
-        assert done.value.value == error(words)
+        assert result_of(work) == error(words)
         assert MARKER not in node.values
 
 
@@ -285,7 +312,7 @@ async def test_what_a_node_refuses_to_every_write_ends_no_snapshot(reply: bytes,
         address = "node"
         is_closed = False
 
-        async def request(self, raw: bytes) -> bytes:
+        async def request(self, raw: bytes, *, hash_slot: int) -> bytes:
             return reply
 
     preserver = Preserver(SnapshotSettings())
@@ -297,3 +324,37 @@ async def test_what_a_node_refuses_to_every_write_ends_no_snapshot(reply: bytes,
     else:
         with pytest.raises(PreserveFailedError, match="OOM"):
             await work
+
+
+@pytest.mark.parametrize("count", [1, SCRIPT_KEYS_MAX, SCRIPT_KEYS_MAX + 1, 3 * SCRIPT_KEYS_MAX])
+async def test_many_keys_go_in_several_scripts_unless_they_belong_together(count: int) -> None:
+    sent: list[int] = []
+
+    class Connection:
+        address = "node"
+        is_closed = False
+
+        def __init__(self) -> None:
+            self.known: set[bytes] = set()
+
+        async def request(self, raw: bytes, *, hash_slot: int) -> bytes:
+            keys = int(decode(raw)[2]) // 3
+            sent.append(keys)
+            return array([integer(0)] * keys)
+
+    class AtRest:
+        def is_in_flux(self, hash_slot: int) -> bool:
+            return False
+
+    preserver = preserver_of(Node())
+    preserver.ways = AtRest()  # type: ignore[assignment]
+    connection: Any = Connection()
+    keys = [b"{x}%d" % number for number in range(count)]
+    assert await preserver._at_owner(connection, SLOT, keys, 2, trio.current_time() + 1) is None
+    assert sum(sent) == count
+    assert max(sent) <= SCRIPT_KEYS_MAX
+    assert connection.known == set(keys)
+
+    sent.clear()
+    assert await preserver._at_owner(connection, SLOT, keys, 2, trio.current_time() + 1, whole=True) is None
+    assert sent == [count]

@@ -16,6 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proxy.settings import OnPreserveFailure, SnapshotSettings
 from proxy.snapshots import service as service_module
+from proxy.snapshots.barrier import CutFailedError
 from proxy.snapshots.facts import SnapshotError
 from proxy.snapshots.service import Snapshots
 from proxy.store.interface import Batch, LeaseExpiredError, StoreUnavailableError
@@ -51,6 +52,11 @@ class StoreView:
         if self.is_down:
             raise StoreUnavailableError("it is down")
         return await self._store.commit(*arguments, **options)
+
+    async def renew(self, lease: int) -> None:
+        if self.is_down:
+            raise StoreUnavailableError("it is down")
+        await self._store.renew(lease)
 
     def watch(self, prefix: str, after: int) -> LateWatch:
         return LateWatch(self, prefix, after)
@@ -166,8 +172,7 @@ async def test_writes_do_not_preserve_for_ever_for_a_proxy_that_is_gone(autojump
     async with proxies(2) as (a, b):
         record = await a.snapshots.open("", 60.0, WHO)
         await wait_all_tasks_blocked()
-        b.view.is_late = True
-        b.snapshots.book._after = 10**9
+        b.view.is_late = b.view.is_down = True
         a.snapshots._abort([record.id], "it is over its budget")
         await trio.sleep(2 * SETTINGS.member_ttl_seconds + 0.5)
         assert a.newest == 0
@@ -211,7 +216,7 @@ async def test_a_proxy_that_said_it_reads_no_more_does_not(autojump_clock: MockC
             await acknowledge(*arguments)
             b.view.is_late = True
 
-        b.snapshots.members.acknowledge = then_late  # type: ignore[method-assign]
+        b.snapshots.members.acknowledge = then_late  # type: ignore[method-assign, assignment]
         await a.snapshots.close(record.id, WHO)
         assert a.newest == 0
         assert b.state_of(record.id) is SnapshotState.CLOSING
@@ -231,6 +236,7 @@ async def test_a_proxy_whose_lease_is_over_uses_no_reply_at_a_closing_snapshot(
             assert b.snapshots.is_usable(record.id)
             b.snapshots.members.valid_until = trio.current_time()
             assert not b.snapshots.is_usable(record.id)
+            nursery.cancel_scope.cancel()
 
 
 async def test_an_opening_that_a_proxy_cannot_acknowledge_fails_and_the_proxy_lives_on(
@@ -241,7 +247,7 @@ async def test_an_opening_that_a_proxy_cannot_acknowledge_fails_and_the_proxy_li
         async def fail(*arguments: Any) -> None:
             raise LeaseExpiredError("it is over")
 
-        acknowledge, b.snapshots.members.acknowledge = b.snapshots.members.acknowledge, fail  # type: ignore[method-assign]
+        acknowledge, b.snapshots.members.acknowledge = b.snapshots.members.acknowledge, fail  # type: ignore[method-assign, assignment]
         with pytest.raises(SnapshotError, match="did not notice"):
             await a.snapshots.open("", 60.0, WHO)
         b.snapshots.members.acknowledge = acknowledge  # type: ignore[method-assign]
@@ -325,7 +331,7 @@ async def test_what_a_proxy_leaves_opening_is_ended_when_its_lease_is_over(autoj
     async with proxies(2) as (a, b):
         async with trio.open_nursery() as nursery:
             store = a.view._store
-            dead = Proxy(store, "dead", SETTINGS)  # type: ignore[arg-type]
+            dead = Proxy(store, "dead", SETTINGS)
             await dead.snapshots.recover(1.0)
             record = await dead.snapshots.book.allocate("", None, WHO, open_max=8)
             nursery.cancel_scope.cancel()
@@ -341,7 +347,7 @@ async def test_attempts_that_failed_do_not_count_as_open(
     monkeypatch.setattr(service_module, "ATTEMPT_PAUSE_SECONDS", 0.0)
     async with proxies(1, settings) as (a,):
         take = a.snapshots._take_floors
-        failures = [service_module.CutFailedError("lost")] * 3
+        failures = [CutFailedError("lost")] * 3
 
         async def fail_first(deadline: float) -> Any:
             if failures:
@@ -375,3 +381,38 @@ async def test_a_snapshot_ends_when_its_time_is_over(autojump_clock: MockClock) 
         await trio.sleep(2.0)
         assert a.state_of(record.id) is b.state_of(record.id) is SnapshotState.CLOSED
         assert a.newest == b.newest == 0
+
+
+async def test_a_snapshot_is_not_closed_while_a_live_proxy_may_read_at_it(autojump_clock: MockClock) -> None:
+    async with proxies(2) as (a, b):
+        record = await a.snapshots.open("", 60.0, WHO)
+        await wait_all_tasks_blocked()
+        b.view.is_late = True
+        with pytest.raises(SnapshotError, match="proxy1 may still read"):
+            await a.snapshots.close(record.id, WHO)
+        assert a.newest == record.id
+        assert b.snapshots.is_usable(record.id)
+        b.view.catch_up()
+        await trio.sleep(service_module.CLOSE_SECONDS + 1.0)
+        assert a.state_of(record.id) is SnapshotState.CLOSED
+
+
+async def test_a_proxy_that_joins_while_a_snapshot_closes_does_not_keep_it_from_that(
+    autojump_clock: MockClock,
+) -> None:
+    async with proxies(2) as (a, b):
+        record = await a.snapshots.open("", 60.0, WHO)
+        await wait_all_tasks_blocked()
+        b.view.is_late = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.snapshots.book.move, record.id, SnapshotState.CLOSING)
+            await trio.sleep(0.1)
+            joiner = Proxy(a.view._store, "joiner", SETTINGS)
+            await joiner.snapshots.recover(1.0)
+            nursery.start_soon(joiner.snapshots.run)
+            await trio.sleep(0.1)
+            b.view.catch_up()
+            began = trio.current_time()
+            assert (await a.snapshots.close(record.id, WHO)).state is SnapshotState.CLOSED
+            assert trio.current_time() - began < 1.0
+            nursery.cancel_scope.cancel()
