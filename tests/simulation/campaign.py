@@ -16,6 +16,7 @@ from tests.simulation.plants import PLANTS
 from tests.simulation.promises import Counts
 
 CHUNK = 25  # seeds that a worker plays before it reports
+CHUNK_WITH_PLANT = 5  # the first that finds it ends the search
 
 
 @dataclass
@@ -44,14 +45,28 @@ class Summary:
 
 def play(seeds: Sequence[int], *, jobs: int, plant: str = "") -> Iterator[Outcome]:
     """The outcome of each, in the order in which they are done. Closing the iterator ends what was not begun."""
-    chunks = [seeds[first : first + CHUNK] for first in range(0, len(seeds), CHUNK)]
+    with workers(jobs) as pool:
+        yield from play_in(pool, seeds, plant)
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes in which histories are played; they hash texts in one way."""
     with _fixed_hashes(), ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(play_here, chunk, plant) for chunk in chunks]
-        try:
-            for done in as_completed(running):
-                yield from done.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        yield pool
+
+
+def play_in(pool: ProcessPoolExecutor, seeds: Sequence[int], plant: str = "") -> Iterator[Outcome]:
+    """As ``play``, in a pool of ``workers``."""
+    size = CHUNK if not plant else CHUNK_WITH_PLANT
+    chunks = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    running = [pool.submit(play_here, chunk, plant) for chunk in chunks]
+    try:
+        for done in as_completed(running):
+            yield from done.result()
+    finally:
+        for one in running:
+            one.cancel()
 
 
 def play_here(seeds: Iterable[int], plant: str = "") -> list[Outcome]:

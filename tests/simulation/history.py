@@ -27,6 +27,7 @@ WRITERS = 3
 READERS = 1
 OPERATIONS = 13  # of each client
 PAUSE_SECONDS = 0.02  # between two operations of a client, on average
+HISTORY_SECONDS_MAX = 20.0  # ten times as long as the longest should be
 SNAPSHOT_SETTINGS = SnapshotSettings(
     open_deadline_seconds=0.6,
     drain_seconds=0.15,
@@ -92,6 +93,8 @@ class History:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.judge.on_broken = nursery.cancel_scope.cancel
+            self.world.on_fault = lambda error: self.judge.fail(Broken(f"a handler raised {_place_of(error)}"))
+            nursery.start_soon(self._end_in_time)
             nursery.start_soon(self.store.run)
             for _ in range(self.proxy_count):
                 await self._start_proxy()
@@ -108,6 +111,15 @@ class History:
             self._check()
             nursery.cancel_scope.cancel()
 
+    async def _end_in_time(self) -> None:
+        """Nobody waits for ever."""
+        await trio.sleep(HISTORY_SECONDS_MAX)
+        waiting = [f"{words!r} at {client.proxy.name}" for client in self._all_clients() for words in client.unanswered]
+        self.judge.fail(Broken(f"the history does not end; unanswered: {'; '.join(waiting) or 'nothing'}"))
+
+    def _all_clients(self) -> list[SimClient]:
+        return [client for proxy in self.proxies for client in proxy._clients]
+
     def _check(self) -> None:
         """What can only be said at the end."""
         try:
@@ -115,9 +127,6 @@ class History:
             self.judge.check_order()
             for view in self.views.values():
                 view.check()
-            for each in self.proxies:
-                if each.hub.faults:
-                    raise Broken(f"a handler raised: {each.hub.faults[0]!r}") from each.hub.faults[0]
         except Broken as broken:
             self.judge.fail(broken)
 

@@ -259,6 +259,7 @@ class SimClient:
         self.proxy = proxy
         self.is_lost = False
         self._received = b""
+        self.unanswered: deque[Sequence[bytes]] = deque()
         self._waiting: deque[Callable[[bytes | None], None]] = deque()
         self._to_proxy = Pipe(proxy.world, self._reached)
         self.connection = ClientConnection(proxy.server, proxy.exchange, SimTransport(self), "peer", "local")
@@ -271,6 +272,7 @@ class SimClient:
             on_reply(None)
             return
         self._waiting.append(on_reply)
+        self.unanswered.append(words)
         self._to_proxy.send(frame(words))
 
     async def call(self, *words: bytes) -> bytes | None:
@@ -296,6 +298,7 @@ class SimClient:
         self._received += data
         while self._received and (end := end_of_reply(self._received)) >= 0:
             reply, self._received = self._received[:end], self._received[end:]
+            self.unanswered.popleft()
             self._waiting.popleft()(reply)
 
     def lose(self) -> None:

@@ -73,6 +73,7 @@ class World:
         clock.world = self
         self.cluster: Cluster
         self.hubs: list[SimHub] = []
+        self.on_fault: Callable[[Exception], None] = lambda error: None  # a handler of a proxy's hub raised
         self.trace = 0  # a checksum of all that was sent and when
         self.log: list[str] | None = None  # what happened, for a history that is looked at
         self.events = 0
@@ -166,7 +167,6 @@ class SimHub(Hub):
         self.dirty = []
         self.turns_total = self.step = 0
         self.faults_total = 0
-        self.faults: list[Exception] = []
         self._in_turn = False
         self.ready: dict[int, None] = {}  # numbers of sockets, in the order in which they became so
         self.sockets: list[SimSocket] = []  # all that were ever connected
@@ -228,7 +228,7 @@ class SimHub(Hub):
         pass
 
     def _fault(self, item: Any, error: Exception) -> None:
-        self.faults.append(error)
+        self._world.on_fault(error)
         super()._fault(item, error)
 
 
