@@ -666,7 +666,9 @@ def _what_a_failover_did(
         "goes on from there": int(new["master_repl_offset"]) >= int(new["second_repl_offset"]) - 1,
         "old role": old["role"],
         "old follows": old["master_replid"] == new["master_replid"],
-        "before: second name": before["second_repl_offset"] + " " + str(set(before["master_replid2"]) == {"0"}),
+        "before: second name": before["second_repl_offset"]
+        + " "
+        + str(set(before["master_replid2"]) == {"0"}),
     }
 
 

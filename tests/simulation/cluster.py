@@ -330,7 +330,9 @@ class ServerNode:
             return b"-ERR unknown command '%b', with args beginning with: \r\n" % words[0]
         keys = keys_of(words)
         refusal = self.redirection(peer, [keys], is_write(words))
-        if refusal is not None and not (self.cluster.judges_splits_at_exec and refusal.startswith((b"-ASK", b"-TRY"))):
+        if refusal is not None and not (
+            self.cluster.judges_splits_at_exec and refusal.startswith((b"-ASK", b"-TRY"))
+        ):
             peer.is_dirty = True
             return refusal
         peer.queue.append(words)

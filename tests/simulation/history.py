@@ -93,7 +93,9 @@ class History:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.judge.on_broken = nursery.cancel_scope.cancel
-            self.world.on_fault = lambda error: self.judge.fail(Broken(f"a handler raised {_place_of(error)}"))
+            self.world.on_fault = lambda error: self.judge.fail(
+                Broken(f"a handler raised {_place_of(error)}")
+            )
             nursery.start_soon(self._end_in_time)
             nursery.start_soon(self.store.run)
             for _ in range(self.proxy_count):
@@ -114,7 +116,11 @@ class History:
     async def _end_in_time(self) -> None:
         """Nobody waits for ever."""
         await trio.sleep(HISTORY_SECONDS_MAX)
-        waiting = [f"{words!r} at {client.proxy.name}" for client in self._all_clients() for words in client.unanswered]
+        waiting = [
+            f"{words!r} at {client.proxy.name}"
+            for client in self._all_clients()
+            for words in client.unanswered
+        ]
         self.judge.fail(Broken(f"the history does not end; unanswered: {'; '.join(waiting) or 'nothing'}"))
 
     def _all_clients(self) -> list[SimClient]:
