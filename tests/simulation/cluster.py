@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -330,7 +331,9 @@ class ServerNode:
             return b"-ERR unknown command '%b', with args beginning with: \r\n" % words[0]
         keys = keys_of(words)
         refusal = self.redirection(peer, [keys], is_write(words))
-        if refusal is not None and not (self.cluster.judges_splits_at_exec and refusal.startswith((b"-ASK", b"-TRY"))):
+        if refusal is not None and not (
+            self.cluster.judges_splits_at_exec and refusal.startswith((b"-ASK", b"-TRY"))
+        ):
             peer.is_dirty = True
             return refusal
         peer.queue.append(words)
@@ -960,7 +963,7 @@ class Cluster:
             for slot, _ in moved:
                 edges |= {slot, slot + 1}
             bounds = sorted(edges)
-            for low, after in zip(bounds, bounds[1:], strict=False):
+            for low, after in pairwise(bounds):
                 spans = found[belief.owner(low)]
                 if spans and spans[-1][1] == low - 1:
                     spans[-1] = (spans[-1][0], after - 1)

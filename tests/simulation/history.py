@@ -93,7 +93,9 @@ class History:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.judge.on_broken = nursery.cancel_scope.cancel
-            self.world.on_fault = lambda error: self.judge.fail(Broken(f"a handler raised {_place_of(error)}"))
+            self.world.on_fault = lambda error: self.judge.fail(
+                Broken(f"a handler raised {_place_of(error)}")
+            )
             nursery.start_soon(self._end_in_time)
             nursery.start_soon(self.store.run)
             for _ in range(self.proxy_count):
@@ -114,7 +116,11 @@ class History:
     async def _end_in_time(self) -> None:
         """Nobody waits for ever."""
         await trio.sleep(HISTORY_SECONDS_MAX)
-        waiting = [f"{words!r} at {client.proxy.name}" for client in self._all_clients() for words in client.unanswered]
+        waiting = [
+            f"{words!r} at {client.proxy.name}"
+            for client in self._all_clients()
+            for words in client.unanswered
+        ]
         self.judge.fail(Broken(f"the history does not end; unanswered: {'; '.join(waiting) or 'nothing'}"))
 
     def _all_clients(self) -> list[SimClient]:
@@ -447,13 +453,14 @@ class History:
         cluster.is_moving = False
 
     async def _delay(self) -> None:
-        """What a proxy sends over one connection is held up on the way, as packets are that get lost again and again."""
-        running = [proxy for proxy in self.proxies if proxy.is_up]
+        """What a proxy sends over one connection is held up on the way, as packets are that get lost."""
         await trio.lowlevel.checkpoint()
-        if running:
+        sockets = [
+            sock for proxy in self.proxies if proxy.is_up for sock in proxy.hub.sockets if sock.is_open
+        ]
+        if sockets:
             self.world.tell("a connection is held up")
             self.cluster.counts["delays"] = self.cluster.counts.get("delays", 0) + 1
-            sockets = [sock for sock in self.rng.choice(running).hub.sockets if sock.is_open]
             self.rng.choice(sockets).hold_up(self.rng.choice((0.05, 0.5, 0.8)))
 
     async def _lag(self) -> None:
