@@ -41,6 +41,7 @@ TAG = b"t"
 LOST = "the connection ended"
 STEP_SECONDS = 0.05  # of the model's clock, after each step; of the real one, until what is blocked is let go
 REPLY_SECONDS = 5.0
+RESTORE_SECONDS = 20.0
 OPTIONAL = {(6, 2): ("PEXPIRETIME", "EXPIRETIME")}  # commands that an engine does not have yet
 
 KEYS_ON_TWO_NODES = """
@@ -618,12 +619,13 @@ async def real_stage(share_cluster: ClusterStarter) -> AsyncIterator[RealStage]:
         try:
             yield stage
         finally:
-            for connection in stage.connections.values():
-                await connection.aclose()
-            for node in cluster.primaries:
-                await cluster.call(node, "CLUSTER", "SETSLOT", stage.slot, "STABLE")
-            await cluster.call(target, "FLUSHALL")
-            await move_slot_stepwise(cluster, stage.slot, source)
+            with trio.move_on_after(RESTORE_SECONDS, shield=True):
+                for connection in stage.connections.values():
+                    await connection.aclose()
+                for node in cluster.primaries:
+                    await cluster.call(node, "CLUSTER", "SETSLOT", stage.slot, "STABLE")
+                await cluster.call(target, "FLUSHALL")
+                await move_slot_stepwise(cluster, stage.slot, source)
 
 
 @pytest.mark.parametrize("script", EVERY_SCRIPT)

@@ -1,1 +1,1 @@
-"""The proxy in front of a cluster in memory, on a virtual clock: one seed, one history. `python -m tests.simulation`."""
+"""The proxy in front of a cluster in memory, on a virtual clock: one seed, one history."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -962,7 +963,7 @@ class Cluster:
             for slot, _ in moved:
                 edges |= {slot, slot + 1}
             bounds = sorted(edges)
-            for low, after in zip(bounds, bounds[1:], strict=False):
+            for low, after in pairwise(bounds):
                 spans = found[belief.owner(low)]
                 if spans and spans[-1][1] == low - 1:
                     spans[-1] = (spans[-1][0], after - 1)

@@ -453,13 +453,14 @@ class History:
         cluster.is_moving = False
 
     async def _delay(self) -> None:
-        """What a proxy sends over one connection is held up on the way, as packets are that get lost again and again."""
-        running = [proxy for proxy in self.proxies if proxy.is_up]
+        """What a proxy sends over one connection is held up on the way, as packets are that get lost."""
         await trio.lowlevel.checkpoint()
-        if running:
+        sockets = [
+            sock for proxy in self.proxies if proxy.is_up for sock in proxy.hub.sockets if sock.is_open
+        ]
+        if sockets:
             self.world.tell("a connection is held up")
             self.cluster.counts["delays"] = self.cluster.counts.get("delays", 0) + 1
-            sockets = [sock for sock in self.rng.choice(running).hub.sockets if sock.is_open]
             self.rng.choice(sockets).hold_up(self.rng.choice((0.05, 0.5, 0.8)))
 
     async def _lag(self) -> None:

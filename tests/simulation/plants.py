@@ -14,7 +14,7 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests
-from proxy.exchange.snapshot_reads import SnapshotReads
+from proxy.exchange.snapshot_reads import NIL, SnapshotReads, stands_for
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import frame
 from proxy.snapshots import histories, service
@@ -25,6 +25,7 @@ from proxy.snapshots.service import Snapshots
 from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connection import NodeConnection
 from routing.snapshot_floors import Proven, retaken
+from routing.snapshot_names import marker
 from routing.snapshot_reads import rewrite
 from routing.topology import Address
 
@@ -108,17 +109,26 @@ def _no_cache_reset_on_failover() -> Iterator[None]:
 @plant("M read before K")
 def _m_read_before_k() -> Iterator[None]:
     """On the slow way: the markers first, then the key."""
-    real = SnapshotReads._markers
 
     async def in_slot(
         self: Any, snapshot_id: int, planned: Any, hash_slot: int, resp: int, deadline: float
     ) -> bytes:
-        found = await real(self, snapshot_id, hash_slot, list(planned.keys), deadline)
-        if isinstance(found, bytes):
-            return found
-        raw = frame(rewrite(planned, dict(found)))
-        reply = await self.judged_execute(raw, hash_slot, snapshot_id, resp=resp, deadline=deadline)
-        return canonical(planned.shape, reply, dict(found))
+        async def ask(raw: bytes, resp: int) -> bytes:
+            reply: bytes = await self.judged_execute(
+                raw, hash_slot, snapshot_id, resp=resp, deadline=deadline, asked=[]
+            )
+            return reply
+
+        replaced: dict[bytes, bytes] = {}
+        for key in planned.keys:
+            for number in self.snapshots.chain.markers_of(snapshot_id):
+                reply = await ask(frame([b"GET", marker(hash_slot, number, key)]), 2)
+                if reply[:1] == b"-":
+                    return reply
+                if reply != NIL[2]:
+                    replaced[key] = stands_for(reply, hash_slot, number, key)
+                    break
+        return canonical(planned.shape, await ask(frame(rewrite(planned, replaced)), resp), replaced)
 
     with patch.object(SnapshotReads, "_in_slot", in_slot):
         yield

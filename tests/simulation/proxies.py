@@ -224,7 +224,7 @@ def view_of(cluster: Cluster, found: Map) -> TopologyView:
 
 @cache
 def _even(shards: int) -> tuple[int, ...]:
-    """slot -> shard of the even split, of the slots that histories use and a few more. For 16384 a view costs too much."""
+    """slot -> shard of the even split, of the slots that histories use and a few more: more would cost too much."""
     used = {slot_of(tag) for tag in TAGS}
     used |= {-(-shard * SLOT_COUNT // shards) + more for shard in range(shards) for more in range(FILLERS)}
     return tuple([slot * shards // SLOT_COUNT if slot in used else UNOWNED for slot in range(SLOT_COUNT)])

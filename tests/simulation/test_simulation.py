@@ -18,7 +18,7 @@ SEEDS = range(1, 2001)
 JOBS = min(4, os.cpu_count() or 1)
 SHARE_ANSWERED_MIN = 0.5  # of the reads at snapshots: a campaign in which most are refused shows little
 OPENED_MIN = 0.5  # snapshots for each history
-# A plant is looked for in so many seeds, from its first on. The first stands here so that the others need not be played.
+# A plant is looked for in so many seeds, from its first on, so that those before need not be played.
 SEEDS_FOR_A_PLANT = 60
 FIRST_SEED: dict[str, int] = {}
 

@@ -322,11 +322,15 @@ class SimSocket:
         return self._inbox.popleft() if self._inbox else b""
 
 
+async def _checkpoint() -> None:
+    await trio.lowlevel.checkpoint()
+
+
 class _Sent(int):
     """How much was sent, for the hub; it may be awaited too, as by the handshake."""
 
     def __await__(self) -> Iterator[Any]:
-        yield from trio.lowlevel.checkpoint().__await__()
+        yield from _checkpoint().__await__()
         return int(self)  # type: ignore[return-value]
 
 
