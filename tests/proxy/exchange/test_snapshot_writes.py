@@ -214,3 +214,51 @@ async def test_a_get_at_a_snapshot_is_exact_whatever_the_number_of_markers_that_
                 world.nodes[0].reply(array([bulk(value), *[b"$-1\r\n"] * count]))
         await world.settle()
     assert client.values() == [value, value]
+
+
+async def test_a_get_whose_snapshot_ends_before_its_second_look_is_refused_and_hurts_nobody(
+    world: World, autojump_clock: MockClock
+) -> None:
+    key = keys_of(world, 0)[0]
+    serve(world, ID)
+    reader, other = world.client(), world.client()
+    reader.connection.snapshot_id = ID
+    reader.send(command("GET", key) + command("GET", key))
+    other.send(command("GET", key))
+    set_chain(world)
+    del world.exchange.snapshots._serving[ID]
+    for _ in range(3):
+        for words in world.nodes[0].take():
+            if words[0] == b"INFO":
+                world.nodes[0].reply(bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n"))
+            elif words[0] == b"MGET":
+                world.nodes[0].reply(array([b"$-1\r\n"] * 2))
+            else:
+                world.nodes[0].reply(bulk(b"v"))
+        await world.settle()
+    assert other.values() == [b"v"]
+    assert [type(value) for value in reader.values()] == [ServerError] * 2
+    assert world.hub.faults_total == 0
+
+
+async def test_a_read_at_a_snapshot_is_answered_when_a_fault_ends_its_connection(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys_of(world, 0)[0]
+    serve(world, ID)
+    reader = world.client()
+    reader.connection.snapshot_id = ID
+    reader.send(command("GET", key) + command("GET", key))
+
+    def fail(slot: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(world.exchange.snapshot_reads, "question", fail)
+    for words in world.nodes[0].take():
+        is_guard = words[0] == b"INFO"
+        info = bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n")
+        world.nodes[0].reply(info if is_guard else array([b"$-1\r\n"] * 2))
+    await world.settle()
+    await trio.sleep(10.0)
+    await world.settle()
+    assert len(reader.values()) == 2
