@@ -30,6 +30,7 @@ from proxy.snapshots.abandoned import kill_abandoned, kill_strangers
 from proxy.snapshots.barrier import PING, Barrier, CutFailedError
 from proxy.snapshots.book import Book, BookError, TooManyOpenError
 from proxy.snapshots.bypass import BypassWatch
+from proxy.snapshots.evictions import INFO_STATS, Evictions
 from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
 from proxy.snapshots.links import Links
@@ -138,6 +139,7 @@ class Snapshots:
             sweepable=self._is_sweepable,
             strangers=self.bypass.find_strangers,
         )
+        self._evictions = Evictions()
         self.members.on_detached = self._on_detached
         self.members.on_attached = self._on_attached
         self.book.on_change = self._on_record
@@ -350,6 +352,7 @@ class Snapshots:
             nursery.start_soon(self.sweeper.run)
             nursery.start_soon(self.bypass.run)
             nursery.start_soon(self._await_former_readers)
+            nursery.start_soon(self._watch_evictions)
             if self.members.is_attached():
                 self._on_attached()
             while True:
@@ -517,20 +520,10 @@ class Snapshots:
         return floors
 
     async def _refuse_without_room(self) -> None:
-        replies: dict[Address, bytes] = {}
-        failures: list[str] = []
-
-        async def one(address: Address) -> None:
-            try:
-                replies[address] = await self._ask(address, INFO_MEMORY)
-            except ConnectionLostError as lost:
-                failures.append(f"{address} does not answer: {lost}")
-
-        async with trio.open_nursery() as nursery:
-            for address in self._primaries():
-                nursery.start_soon(one, address)
+        replies, failures = await self._ask_all(INFO_MEMORY)
         if failures:
             raise SnapshotError(f"NOTREADY {failures[0]}")
+        await self._look_for_evictions()
         if found := refusals(replies, self.settings.memory_percent_max):
             raise SnapshotError(f"ERR {'; '.join(found)}")
 
@@ -872,6 +865,35 @@ class Snapshots:
         if bytes_max and stored > bytes_max:
             return f"its pre-images take {stored} bytes (setting snapshots.preserved_bytes_max)"
         return None
+
+    async def _watch_evictions(self) -> None:
+        while True:
+            await trio.sleep(self.settings.bypass_interval_seconds)
+            if not self.chain.ids:
+                self._evictions.forget()
+                continue
+            await self._look_for_evictions()
+
+    async def _look_for_evictions(self) -> None:
+        if found := self._evictions.look((await self._ask_all(INFO_STATS))[0]):
+            numbers = [record.id for record in self.book.records.values() if record.is_open]
+            self._abort(numbers, f"{', '.join(map(str, found))} evicted keys to make room")
+
+    async def _ask_all(self, raw: bytes) -> tuple[dict[Address, bytes], list[str]]:
+        """The primaries' replies, and why others did not answer."""
+        replies: dict[Address, bytes] = {}
+        failures: list[str] = []
+
+        async def one(address: Address) -> None:
+            try:
+                replies[address] = await self._ask(address, raw)
+            except ConnectionLostError as lost:
+                failures.append(f"{address} does not answer: {lost}")
+
+        async with trio.open_nursery() as nursery:
+            for address in self._primaries():
+                nursery.start_soon(one, address)
+        return replies, failures
 
     # -- small things
 
