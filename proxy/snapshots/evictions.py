@@ -1,4 +1,4 @@
-"""Whether servers evict keys while a snapshot is open: a pre-image keeps its key's lifetime, so volatile-* may evict it.
+"""Whether servers evict keys while a snapshot is open: a pre-image keeps its key's lifetime, and may go, too.
 
 So does the key itself, and a snapshot that shows it no more is not what it was. Servers that could evict any key are
 refused (``room``); of the others each look compares the count of what they evicted with that at the cut.
