@@ -77,6 +77,11 @@ def test_it_ends_by_itself_with_no_wrong_read_and_leaves_nothing(own_tmp: Path) 
     assert (steady["wrong_nils"], steady["stale_values"], steady["errors"]) == (0, 0, 0)
     assert steady["p50_ms"] <= steady["p99_ms"]
     assert facts["moves"] >= 3
+    now, at_snapshot = facts["together"]["now"], facts["together"]["snapshot"]
+    assert (at_snapshot["torn"], at_snapshot["changed"], at_snapshot["errors"], now["errors"]) == (0, 0, 0, 0)
+    assert at_snapshot["snapshots"] > 0
+    assert at_snapshot["reads"] > 0
+    assert now["torn"] > 0  # else it shows nothing
     assert facts["plain"]["errors"] == 0
     if facts["engine"].startswith("redis"):
         assert facts["plain"]["wrong_nils"] > 0
@@ -89,7 +94,7 @@ def test_without_a_terminal_it_ends_in_plain_words(own_tmp: Path) -> None:
     with start("--seconds", "1") as process:
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "Steadyread: no wrong read and no error" in out
+    assert "Steadyread: no wrong read, no torn snapshot and no error" in out
     assert out.count("wrong nils") == 1
     assert "\x1b" not in out
 
