@@ -21,9 +21,8 @@ import trio
 
 from proxy.embedded.cluster import Cluster as RealCluster
 from proxy.embedded.cluster import Node
-from proxy.embedded.connection import Connection, ConnectionLost
+from proxy.embedded.connection import Connection, ConnectionLost, connect
 from proxy.embedded.connection import ServerError as RealError
-from proxy.embedded.connection import connect
 from proxy.embedded.moves import _set_slot, move_slot_stepwise
 from proxy.protocol.encode import frame
 from proxy.protocol.replies import ServerError, decode
