@@ -87,6 +87,7 @@ class SnapshotReads:
             isinstance(route, NodeConnection)
             and route.ready
             and self.histories.has_floors_of(snapshot_id, route)
+            and not self.histories.is_in_doubt(hash_slot)
             and self.snapshots.is_view_fresh(snapshot_id)
         ):
             return route
@@ -106,7 +107,13 @@ class SnapshotReads:
     def histories_of(self, snapshot_id: int) -> Container[bytes]:
         """The replication histories whose nodes may be read at the snapshot now."""
         floors = self.histories.floors.get(snapshot_id)
-        return floors if floors is not None and self.snapshots.is_view_fresh(snapshot_id) else ()
+        if (
+            floors is None
+            or self.histories.is_in_doubt(None)
+            or not self.snapshots.is_view_fresh(snapshot_id)
+        ):
+            return ()  # each slot is looked at by itself
+        return floors
 
     def prefixes_of(self, snapshot_id: int) -> dict[int, tuple[bytes, ...]]:
         """Hash slot -> what the names of the markers begin with that a read asks for, by the chain as it is now.
@@ -128,17 +135,18 @@ class SnapshotReads:
 
     # -- the slow way
 
-    def may_ask(self, snapshot_id: int, asked: Asked | None = None) -> MayAsk:
+    def may_ask(self, snapshot_id: int, asked: Asked | None = None, hash_slot: int | None = None) -> MayAsk:
         """For ``Exchange.execute``: queue the guard in front, on a connection whose history was judged.
 
         ``asked`` gets who was asked in the last attempt: the slot's owner, then perhaps the node that it named in ASK.
+        ``hash_slot``: which it is about; None: all.
         """
 
         def before(connection: NodeConnection, is_asking: bool = False) -> bool:
             if not self.histories.has_floors_of(snapshot_id, connection):
                 self.judge_soon(connection)
                 return False
-            if not self.snapshots.is_view_fresh(snapshot_id):
+            if self.histories.is_in_doubt(hash_slot) or not self.snapshots.is_view_fresh(snapshot_id):
                 return False
             if asked is not None:
                 if not is_asking:
@@ -183,7 +191,7 @@ class SnapshotReads:
             repeatable=True,
             deadline=deadline,
             lane=Lane.READ,
-            before=self.may_ask(snapshot_id, asked),
+            before=self.may_ask(snapshot_id, asked, hash_slot),
         )
 
     async def read_at(

@@ -106,8 +106,7 @@ class SnapshotSlot(RequestSlot):
         requester.retry(self, reason)
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
-        if self.is_instead:
-            self.wait(f"the connection to {connection.address} ended")
+        self.wait(f"the connection to {connection.address} ended")
 
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         arguments: list[bytes] = decode(self.raw)
@@ -166,7 +165,7 @@ class SnapshotGet(SnapshotSlot):
         # "*2", the value, and a nil for the marker. A value of no length is two bytes longer than a nil.
         if (
             reply[-5:] == b"$-1\r\n"
-            and reply[1] == 50
+            and reply[:4] == b"*2\r\n"
             and reply[5] != 45
             and snapshots.preserver.chain is self.chain
             and snapshots.is_usable(self.snapshot_id)
@@ -177,7 +176,7 @@ class SnapshotGet(SnapshotSlot):
             return
         self.is_pair = False
         self.raw = frame([b"GET", self.key])
-        if reply[0] == 42 and connection.ready:
+        if reply[0] == 42 and connection.ready and snapshots.is_usable(self.snapshot_id):
             value, *markers = elements(reply)
             if _all_nil(markers):
                 if value in NILS:

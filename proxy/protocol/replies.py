@@ -38,6 +38,11 @@ class FrameScanner:
         self._remaining = 1  # frames that are still to be passed
         self.needed = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the next call must be for the same frame as the last one."""
+        return self._cursor > 0
+
     def end_of(self, buffer: bytes | bytearray, at: int) -> int:
         """The offset behind the frame that begins at ``at``, or -1 when it is not complete.
 
@@ -86,6 +91,24 @@ class FrameScanner:
             return cursor
         self._cursor, self._remaining = cursor - at, remaining
         return -1
+
+
+def end_of_pair(buffer: bytes, at: int, size: int) -> int:
+    """The offset behind two bulk strings that begin at ``at``, nils included; 0 if they are not whole, or others.
+
+    ``size``: of the buffer. What it does not take, ``FrameScanner`` does.
+    """
+    find = buffer.find
+    lengths = BULK_LENGTHS.get
+    for _ in (1, 2):
+        line_end = find(b"\r\n", at)
+        if line_end < 0 or buffer[at] != 36:
+            return 0
+        length = lengths(buffer[at + 1 : line_end])
+        if length is None:
+            return 0
+        at = line_end + 2 if length < 0 else line_end + length + 4
+    return at if at <= size else 0
 
 
 def end_of_reply(buffer: bytes, at: int = 0) -> int:

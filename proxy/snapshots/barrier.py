@@ -135,6 +135,9 @@ class Barrier:
         failures: list[str] = []
         keys_of: dict[int, tuple[bytes, ...]] = {}
         for slot, keys in self._blocked.values():
+            if len(keys) > 1 and self._preserver.ways.is_in_flux(slot):
+                # Step by step: were it only on its way to the node at the cut, it could run between two of them.
+                raise CutFailedError(f"a command blocks on several keys of slot {slot}, which is moving")
             keys_of[slot] = (*keys_of.get(slot, ()), *keys)
         async with trio.open_nursery() as nursery:
             for slot, keys in keys_of.items():

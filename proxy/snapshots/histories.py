@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -21,12 +21,13 @@ from proxy.upstream.reply_slot import ConnectionLostError, Slot
 from routing.offsets import Point, Sample, SampleError, parse_sample
 from routing.snapshot import Floor
 from routing.snapshot_floors import Proven, ShardFloor, judge, retaken
-from routing.topology import Address, Node, TopologyView
+from routing.topology import UNOWNED, Address, Node, Shard, TopologyView
 
 INFO_REPLICATION = frame([b"INFO", b"replication"])
 INTERVAL_SECONDS = 1.0
 INTERVAL_SECONDS_MIN = 0.02  # while slots move, each step in a split slot asks for a look
 LOOK_CHECK_SECONDS = 0.01
+DOUBT_SECONDS = 5.0  # in which a former owner of slots must show that it had their data
 ANSWER_SECONDS = 2.0
 ROLE_PRIMARY = b"role:master\r\n"
 
@@ -83,6 +84,20 @@ class Standing:
         return None
 
 
+class Asking(NamedTuple):
+    """When a node was asked (Trio time), and what the view said of it then."""
+
+    at: float
+    standing: Standing | None
+
+
+class Doubt(NamedTuple):
+    """About a slot that came from another shard."""
+
+    source: Address
+    since: float  # Trio time
+
+
 class Histories:
     """See the module's text. ``on_unproven(ids, reason)`` is called, synchronously, for snapshots that end by it."""
 
@@ -99,6 +114,13 @@ class Histories:
         self._on_unproven = on_unproven
         self._on_floors = on_floors  # a new history has floors: the record should have them, too
         self._history_of: dict[Address, bytes] = {}  # of each primary, as it last said
+        # Slots that came from another shard, and whose they were, until that node has shown that it had its data until
+        # then: one that restarted empty, and was drained before anybody looked, would hand its emptiness on.
+        self.in_doubt: dict[int, Doubt] = {}
+        self._begun_at = 0.0  # Trio time at which a snapshot's floors were added last
+        self._judged_at: dict[
+            Address, float
+        ] = {}  # Trio time at which each was asked for what was judged last
         self._wanted = trio.Event()
         topology.subscribe(self._on_view)
 
@@ -107,12 +129,15 @@ class Histories:
     def begin(self, snapshot_id: int, floors: Mapping[bytes, ShardFloor]) -> None:
         """A snapshot serves from now on: cut here with these floors, or known from its record."""
         self.floors[snapshot_id] = dict(floors)
+        self._begun_at = trio.current_time()
         self._wanted.set()
 
     def end(self, snapshot_id: int) -> None:
         self.floors.pop(snapshot_id, None)
         if not self.floors:
             self._history_of.clear()
+            self._judged_at.clear()
+            self.in_doubt.clear()
 
     def recorded(self, snapshot_id: int) -> dict[str, Floor]:
         """For the snapshot's record."""
@@ -132,6 +157,13 @@ class Histories:
                     self._see(replace(standing, is_importing=True), [])
         self._wanted.set()
 
+    def is_in_doubt(self, hash_slot: int | None) -> bool:
+        """Whether it is not known that the slot came here with its data; None: any slot. It is looked into at once."""
+        if not self.in_doubt or (hash_slot is not None and hash_slot not in self.in_doubt):
+            return False
+        self._wanted.set()
+        return True
+
     def has_floors_of(self, snapshot_id: int, connection: NodeConnection) -> bool:
         """Whether the history that was judged on this connection is one of the snapshot's."""
         floors = self.floors.get(snapshot_id)
@@ -147,9 +179,9 @@ class Histories:
 
     async def judge(self, connection: NodeConnection, deadline: float) -> bool:
         """Ask on this very connection; whether it may be read at all snapshots that go on from here."""
-        before = Standing.of(self._topology.view, connection.address)
+        asked = Asking(trio.current_time(), Standing.of(self._topology.view, connection.address))
         sample = await self._sample(connection, deadline)
-        if sample is None or not await self._take(connection.address, sample, before, deadline):
+        if sample is None or not await self._take(connection.address, sample, asked, deadline):
             return False
         connection.history = sample.point.replid
         return True
@@ -188,14 +220,21 @@ class Histories:
         async def one(address: Address) -> None:
             connection = self._connections.asking(address)
             if connection is not None:
-                before = Standing.of(self._topology.view, address)
+                asked = Asking(trio.current_time(), Standing.of(self._topology.view, address))
                 sample = await self._sample(connection, deadline)
                 if sample is not None:
-                    await self._take(address, sample, before, deadline)
+                    await self._take(address, sample, asked, deadline)
 
+        former = {doubt.source for doubt in self.in_doubt.values()}
         async with trio.open_nursery() as nursery:
-            for shard in self._topology.view.shards:
-                nursery.start_soon(one, shard.primary.address)
+            for address in {*former, *(shard.primary.address for shard in self._topology.view.shards)}:
+                nursery.start_soon(one, address)
+        oldest = min((doubt.since for doubt in self.in_doubt.values()), default=trio.current_time())
+        if trio.current_time() - oldest > DOUBT_SECONDS:
+            sources = ", ".join(sorted({str(doubt.source) for doubt in self.in_doubt.values()}))
+            self._on_unproven(
+                list(self.floors), f"slots came from {sources}, which cannot show that it had their data"
+            )
 
     async def _sample(self, connection: NodeConnection, deadline: float) -> Sample | None:
         try:
@@ -205,18 +244,17 @@ class Histories:
             log.debug("history_not_told", node=connection.address, error=str(error))
         return None
 
-    async def _take(
-        self, address: Address, sample: Sample, standing_before: Standing | None, deadline: float
-    ) -> bool:
-        """Judge what a node said for all snapshots; those for which it is not proven end. False: it cannot be told.
-
-        ``standing_before``: by the view from before it was asked.
-        """
+    async def _take(self, address: Address, sample: Sample, asked: Asking, deadline: float) -> bool:
+        """Judge what a node said for all snapshots; those for which it is not proven end. False: it cannot be told."""
         if not sample.is_primary:
             self._forget_known(address)
             self._history_of.pop(address, None)
             return False
+        if asked.at < max(self._begun_at, self._judged_at.get(address, 0.0)):
+            return False  # something newer was judged, or a floor was taken since
         history = sample.point.replid
+        if self.floors and all(history in floors for floors in self.floors.values()):
+            self._clear_doubts(address, asked.at)
         before = self._history_of.get(address)
         if before is not None and before != history and self._forget_known(address):
             self._on_unproven(
@@ -235,7 +273,8 @@ class Histories:
         if standing is None:
             return False
         # A floor may be taken anew only from what was said after the slots were seen to be there.
-        self._judge_all(address, sample, standing, may_retake=standing == standing_before)
+        self._judged_at[address] = asked.at
+        self._judge_all(address, sample, standing, may_retake=standing == asked.standing)
         return True
 
     def _judge_all(self, address: Address, sample: Sample, standing: Standing, *, may_retake: bool) -> None:
@@ -262,6 +301,7 @@ class Histories:
     def _on_view(self, old: TopologyView, new: TopologyView) -> None:
         if not self.floors:
             return
+        self._note_moves(old, new)
         standings = [Standing.of(new, address) for address in self._history_of]
         for standing in standings:
             if standing is not None:
@@ -269,6 +309,30 @@ class Histories:
                     standing, [other for other in standings if other is not None and other is not standing]
                 )
         self._wanted.set()
+
+    def _note_moves(self, old: TopologyView, new: TopologyView) -> None:
+        """Slots that went to another shard; a replica that took its shard over is judged by its own history."""
+        now = trio.current_time()
+        pairs = set(zip(old.shard_of_slot, new.shard_of_slot, strict=True))
+        went = {
+            (before, after)
+            for before, after in pairs
+            if before != UNOWNED
+            and after != UNOWNED
+            and not _is_same_shard(old.shards[before], new.shards[after])
+        }
+        if not went:
+            return
+        for slot, pair in enumerate(zip(old.shard_of_slot, new.shard_of_slot, strict=True)):
+            if pair in went:
+                self.in_doubt[slot] = Doubt(old.shards[pair[0]].primary.address, now)
+
+    def _clear_doubts(self, address: Address, asked_at: float) -> None:
+        """A node was asked then, and has the history that it had."""
+        for slot in [
+            s for s, doubt in self.in_doubt.items() if doubt.source == address and doubt.since <= asked_at
+        ]:
+            del self.in_doubt[slot]
 
     def _see(self, standing: Standing, others: Iterable[Standing]) -> None:
         """Note what a primary has. ``others``: primaries whose histories are known, too.
@@ -294,6 +358,11 @@ class Histories:
             found |= bool(connection.known)
             connection.known.clear()
         return found
+
+
+def _is_same_shard(old: Shard, new: Shard) -> bool:
+    """Whether the second one's primary is that of the first, or was a replica of it."""
+    return new.primary.id == old.primary.id or any(node.id == new.primary.id for node in old.replicas)
 
 
 def restored(floors: Mapping[str, Floor]) -> dict[bytes, ShardFloor]:

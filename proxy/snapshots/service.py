@@ -28,7 +28,7 @@ from proxy.protocol.encode import error
 from proxy.settings import OnBudget, OnPreserveFailure, SnapshotSettings
 from proxy.snapshots.abandoned import kill_abandoned, kill_strangers
 from proxy.snapshots.barrier import PING, Barrier, CutFailedError
-from proxy.snapshots.book import Book, BookError, OpeningError
+from proxy.snapshots.book import Book, BookError, TooManyOpenError
 from proxy.snapshots.bypass import BypassWatch
 from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
 from proxy.snapshots.histories import Histories, restored
@@ -261,10 +261,12 @@ class Snapshots:
                         log.info("snapshot_attempt_failed", reason=reason)
                         with suppress(StoreError):  # then the beat sees to it
                             await self._record_ends()
-                    except OpeningError as other:
-                        reason = str(other)
-                    except BookError as refused:
+                    except TooManyOpenError as refused:
                         raise SnapshotError(f"ERR {refused}") from refused
+                    except (
+                        BookError
+                    ) as other:  # another one is being opened, or another member gave this one up
+                        reason = str(other)
                     except StoreError as failed:
                         raise SnapshotError(f"NOTREADY the topology store: {failed}") from failed
                     await trio.sleep(ATTEMPT_PAUSE_SECONDS)
@@ -648,8 +650,25 @@ class Snapshots:
                     await self.preserver.released.wait()
             if self._barrier is barrier:
                 raise CutFailedError("its opening took too long")
-        except (CutFailedError, StoreError) as failed:
+        except CutFailedError as failed:
+            await self._give_up(record.id, f"{self._proxy_id}: {failed}")
+        except StoreError as failed:
             self._abort([record.id], f"{self._proxy_id}: {failed}")
+
+    async def _give_up(self, number: int, reason: str) -> None:
+        """End another proxy's opening, unless it serves by now: then this one had only not heard of it yet."""
+
+        def step(record: SnapshotRecord) -> SnapshotRecord:
+            if record.state is not SnapshotState.OPENING:
+                raise BookError(f"snapshot {number} is {record.state.value}")
+            return record.moved_to(SnapshotState.ABORTED, reason)
+
+        try:
+            await self.book.move(number, step)
+        except BookError as over:
+            log.debug("snapshot_not_given_up", reason=str(over))
+        except StoreError as failed:
+            self._abort([number], f"{reason}; {failed}")
 
     async def _await_last_reader(self, record: SnapshotRecord) -> None:
         """What an ended snapshot has left may be swept when no member reads at it, even one that has not heard yet.

@@ -23,6 +23,7 @@ from proxy.protocol.replies import (
     PUSH,
     FrameScanner,
     ReplyError,
+    end_of_pair,
     number_of,
 )
 from proxy.upstream.abandoned import ALL, Abandoned
@@ -262,6 +263,13 @@ class NodeConnection(Endpoint):
                     break
             elif kind in ONE_LINE or (kind == 42 and buffer[at + 1 : line_end] == b"0"):
                 end = line_end + 2
+            elif (
+                kind == 42
+                and buffer[at + 1 : line_end] == b"2"
+                and not self._scanner.has_begun
+                and (end := end_of_pair(buffer, line_end + 2, size)) > 0
+            ):
+                pass  # a value and its marker, as a GET at a snapshot asks for
             else:
                 end = self._scanner.end_of(buffer, at)
                 if end < 0:

@@ -69,6 +69,7 @@ class Nodes:
         self._keepers: dict[Address, dict[int, list[trio.CancelScope]]] = {}
         self._unstarted: deque[tuple[Address, int, list[trio.CancelScope]]] = deque()
         self._connections: dict[Key, NodeConnection] = {}
+        self._leaving: dict[Key, NodeConnection] = {}  # of nodes that left the view
         self._failures: defaultdict[Address, dict[Key, str]] = defaultdict(dict)  # why there is none now
         self._changed = trio.Event()
 
@@ -85,8 +86,13 @@ class Nodes:
         return self._connections.values()
 
     def on_lane(self, lane: Lane) -> list[NodeConnection]:
-        """The open ones of one lane."""
-        return [connection for key, connection in self._connections.items() if key[2] is lane]
+        """The open ones of one lane, also those to nodes that left the view, which still owe replies."""
+        return [
+            connection
+            for connections in (self._connections, self._leaving)
+            for key, connection in connections.items()
+            if key[2] is lane
+        ]
 
     def ensure(self, address: Address, resp: int) -> None:
         """Keep connections to this node open from now on."""
@@ -210,12 +216,15 @@ class Nodes:
             if self._connections.get(key) is connection:
                 del self._connections[key]
                 self.notify(address)  # a node that returned before this took it up again
+            self._leaving[key] = connection
             try:
                 with trio.move_on_after(self.deadline_seconds):
                     while connection.owed:
                         await trio.sleep(WATCH_SECONDS)
             finally:
                 connection.close("the node left the cluster")
+                if self._leaving.get(key) is connection:
+                    del self._leaving[key]
 
     def _forget_failure(self, key: Key) -> None:
         failures = self._failures[key[0]]

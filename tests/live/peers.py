@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ SPLIT_REST_SECONDS = 1.0  # a slot stays split under scripts: less than Steadyre
 SCRIPTS = 20
 SCRIPT = "return {redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])}"
 TORN_KEYS = 8
+TORN_READS_EACH = 20  # at one snapshot
 TORN_READERS = 4
 TORN_SECONDS = 3.0
 TOGETHER_SLOTS = (9, 10, 7009, 7010, 7011, 12009, 12010, 12011)  # those of the keys that are set together
@@ -243,9 +245,10 @@ async def scripts_over_split_keys(scene: Scene) -> Cell:
 
 
 async def torn_reads(scene: Scene) -> Cell:
-    """One writer sets keys of all shards together; a read of them together that shows two versions is torn."""
-    if scene.doors.has_levels:
-        return Cell("not yet: needs snapshot reads", is_clean=True)
+    """One writer sets keys of all shards together; a read of them together that shows two versions is torn.
+
+    Through Steadyread they are read at snapshots, a new one for every TORN_READS_EACH reads.
+    """
     names = [b"together:{%b}" % tag_of(slot) for slot in TOGETHER_SLOTS]
     seen: Counter[str] = Counter()
 
@@ -265,8 +268,16 @@ async def torn_reads(scene: Scene) -> Cell:
     async def read() -> None:
         client = await scene.doors.open(0)
         try:
-            while True:
+            for number in count():
+                if scene.doors.has_levels and number % TORN_READS_EACH == 0:
+                    [opened] = await client.call_all([("STEADY.SNAPSHOT", "OPEN", "TTL", 60)])
+                    bound = await client.call_all([("STEADY.READ", "SNAPSHOT", opened)])
+                    if [reply for reply in (opened, *bound) if isinstance(reply, ServerError)]:
+                        seen["error"] += 1
+                        continue
                 [reply] = await client.call_all([("MGET", *names)])
+                if scene.doors.has_levels and number % TORN_READS_EACH == TORN_READS_EACH - 1:
+                    await client.call_all([("STEADY.SNAPSHOT", "CLOSE", opened)])
                 is_error = isinstance(reply, ServerError) or any(isinstance(r, ServerError) for r in reply)
                 seen["error" if is_error else "torn" if len(set(reply)) > 1 else "whole"] += 1
                 await trio.sleep(0.001)

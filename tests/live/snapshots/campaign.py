@@ -96,6 +96,8 @@ class Outcome:
         if not options.faults:
             if tally.ended:
                 found.append(f"{tally.ended} snapshots were aborted though nothing had failed")
+            if tally.opens_refused.total() + tally.opens_lost > tally.opened * OPENS_REFUSED_SHARE_MAX:
+                found.append(f"{tally.opens_refused.total()} openings were refused, {tally.opens_lost} lost")
             if tally.writes_refused.total() + tally.writes_lost > tally.writes * REFUSED_SHARE_MAX:
                 found.append(f"{tally.writes_refused.total()} writes were refused, {tally.writes_lost} lost")
             if tally.reads_refused.total() + tally.reads_lost > tally.reads * REFUSED_SHARE_MAX:
@@ -115,6 +117,7 @@ CHECKED_PER_SECOND = {
     Check.LISTINGS: 0.2,
 }
 REFUSED_SHARE_MAX = 0.002
+OPENS_REFUSED_SHARE_MAX = 0.25  # an attempt that meets the end of a move is given up
 
 
 async def run_campaign(engine: Engine, options: Options) -> AsyncGenerator[Outcome, None]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from math import inf
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from proxy.protocol.encode import error
+from proxy.protocol.encode import array, bulk, error
 from proxy.protocol.replies import ServerError
 from proxy.snapshots.preserve import INTERNAL_KEY, SCRIPT_SHA
 from routing.offsets import Point
 from routing.slot import slot_of
 from routing.snapshot import Chain, SnapshotRecord, SnapshotState
 from routing.snapshot_floors import ShardFloor
-from routing.snapshot_names import marker
+from routing.snapshot_names import marker, preimage
 from tests.proxy.exchange.test_open_requests import OK, command
 from tests.proxy.world import World, keys_of
 
@@ -28,6 +29,17 @@ def set_chain(world: World, *ids: int) -> None:
     preserver.chain = Chain(ids)
     preserver.newest = preserver.chain.newest
     world.exchange.snapshots._clear_known()
+
+
+def serve(world: World, *ids: int) -> None:
+    """The first of these serves, and every connection may be read at it."""
+    snapshots = world.exchange.snapshots
+    set_chain(world, *ids)
+    snapshots._serving[ids[0]] = SnapshotRecord(ids[0], SnapshotState.SERVING, 0.0, is_cut=True)
+    snapshots.members.valid_until = inf
+    snapshots.histories.floors[ids[0]] = {HISTORY: ShardFloor(Point(HISTORY, 5), frozenset())}
+    for connection in world.upstreams.connections():
+        connection.history = HISTORY
 
 
 async def answer_preserves(world: World, index: int, reply: bytes = b"*1\r\n:0\r\n") -> int:
@@ -161,37 +173,92 @@ async def test_a_read_at_a_snapshot_is_answered_although_a_later_write_of_its_ke
     """It shows the write neither way, so there is no order to keep."""
     key = keys_of(world, 0)[0]
     slot = slot_of(key)
-    snapshots = world.exchange.snapshots
-    set_chain(world, ID, ID + 1)
-    record = SnapshotRecord(ID, SnapshotState.SERVING, 0.0, is_cut=True)
-    snapshots._serving[ID] = record
-    snapshots.members.valid_until = inf
-    snapshots.histories.floors[ID] = {HISTORY: ShardFloor(Point(HISTORY, 5), frozenset())}
-    for connection in world.upstreams.connections():
-        connection.history = HISTORY
+    serve(world, ID, ID + 1)
     world.upstream(0).known.add(key)
     client = world.client()
     client.connection.snapshot_id = ID
     client.send(command("GET", key) + command("SET", key, "2"))
-    info = b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n"
-    guard = b"$%d\r\n%b\r\n" % (len(info), info)
-    replies = {
-        b"INFO": guard,
-        b"SET": OK,
-        b"MGET": b"*2\r\n$1\r\np\r\n$-1\r\n",  # of two ids: the slow way
+    values = {
+        key: bulk(b"2"),
+        marker(slot, ID, key): bulk(b"p"),  # of two ids: the slow way
+        preimage(slot, ID, key): bulk(b"1"),
     }
-    saved = marker(slot, ID, key).replace(b":m:", b":p:")
+    nil = b"$-1\r\n"
     for _ in range(12):
-        for words in world.nodes[0].take():
-            if words[0] == b"GET":
-                reply = {
-                    key: b"$1\r\n2\r\n",
-                    saved: b"$1\r\n1\r\n",
-                    marker(slot, ID, key): b"$1\r\np\r\n",
-                    marker(slot, ID + 1, key): b"$-1\r\n",
-                }[words[1]]
-            else:
-                reply = replies[words[0]]
-            world.nodes[0].reply(reply)
+        for name, *words in world.nodes[0].take():
+            found = [values.get(word, nil) for word in words]
+            info = bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n")
+            replies = {b"INFO": info, b"SET": OK, b"GET": found[0], b"MGET": array(found)}
+            world.nodes[0].reply(replies[name])
         await world.settle()
     assert client.values() == [b"1", b"OK"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 18, 19, 20, 64])
+@pytest.mark.parametrize("value", [b"", b"v", b"$-1"])
+async def test_a_get_at_a_snapshot_is_exact_whatever_the_number_of_markers_that_are_asked(
+    world: World, count: int, value: bytes
+) -> None:
+    """The chain also has those that ended and are newer than an open one."""
+    key = keys_of(world, 0)[0]
+    serve(world, *range(ID, ID + count))
+    client = world.client()
+    client.connection.snapshot_id = ID
+    client.send(command("GET", key) + command("GET", key))
+    for _ in range(3):
+        for words in world.nodes[0].take():
+            if words[0] == b"INFO":
+                world.nodes[0].reply(bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n"))
+            else:
+                assert words == [b"MGET", key, *[marker(slot_of(key), ID + n, key) for n in range(count)]]
+                world.nodes[0].reply(array([bulk(value), *[b"$-1\r\n"] * count]))
+        await world.settle()
+    assert client.values() == [value, value]
+
+
+async def test_a_get_whose_snapshot_ends_before_its_second_look_is_refused_and_hurts_nobody(
+    world: World, autojump_clock: MockClock
+) -> None:
+    key = keys_of(world, 0)[0]
+    serve(world, ID)
+    reader, other = world.client(), world.client()
+    reader.connection.snapshot_id = ID
+    reader.send(command("GET", key) + command("GET", key))
+    other.send(command("GET", key))
+    set_chain(world)
+    del world.exchange.snapshots._serving[ID]
+    for _ in range(3):
+        for words in world.nodes[0].take():
+            if words[0] == b"INFO":
+                world.nodes[0].reply(bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n"))
+            elif words[0] == b"MGET":
+                world.nodes[0].reply(array([b"$-1\r\n"] * 2))
+            else:
+                world.nodes[0].reply(bulk(b"v"))
+        await world.settle()
+    assert other.values() == [b"v"]
+    assert [type(value) for value in reader.values()] == [ServerError] * 2
+    assert world.hub.faults_total == 0
+
+
+async def test_a_read_at_a_snapshot_is_answered_when_a_fault_ends_its_connection(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys_of(world, 0)[0]
+    serve(world, ID)
+    reader = world.client()
+    reader.connection.snapshot_id = ID
+    reader.send(command("GET", key) + command("GET", key))
+
+    def fail(slot: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(world.exchange.snapshot_reads, "question", fail)
+    for words in world.nodes[0].take():
+        is_guard = words[0] == b"INFO"
+        info = bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n")
+        world.nodes[0].reply(info if is_guard else array([b"$-1\r\n"] * 2))
+    await world.settle()
+    await trio.sleep(10.0)
+    await world.settle()
+    assert len(reader.values()) == 2

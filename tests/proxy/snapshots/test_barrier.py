@@ -257,3 +257,22 @@ async def test_what_blocks_is_kept_only_when_all_proxies_have_drained_and_is_hel
     preserver.released.set()
     await world.settle()
     link_of_preserve(world)
+
+
+async def test_a_cut_fails_while_a_command_blocks_on_several_keys_of_a_moving_slot(
+    world: World, nursery: trio.Nursery
+) -> None:
+    """Its keys cannot be kept at one moment, and it may run between two."""
+    key = keys_of(world, 0)[0]
+    client = world.client()
+    client.send(command("BLMOVE", key, b"{" + key + b"}to", "LEFT", "RIGHT", "0"))
+    await world.settle()
+    world.nodes[0].take()
+    world.migrations[slot_of(key)] = (0, 1)
+    world.see()
+    drain = Drain(cut(world), nursery)
+    await world.settle()
+    assert drain.is_done
+    assert drain.failure is not None
+    assert "which is moving" in drain.failure
+    assert not world.exchange.preserver.gates

@@ -394,3 +394,21 @@ def test_one_that_only_reads_is_not_abandoned(pair: Pair) -> None:
     pair.connection.close("no reply")
     assert pending(pair) == []
     assert not pair.abandoned.is_open(ADDRESS, 7)
+
+
+@pytest.mark.parametrize(
+    "first", [b"*2\r\n$1\r\na\r\n$-1\r\n", b"*2\r\n$-1\r\n_\r\n", b"*2\r\n:1\r\n$1\r\na\r\n"]
+)
+def test_a_pair_that_comes_in_two_pieces_leaves_nothing_behind(first: bytes) -> None:
+    """Wherever it is cut: the frame that follows is read as it is."""
+    second = b"*3\r\n:1\r\n:2\r\n:3\r\n"
+    whole = first + second + first
+    for cut in range(1, len(whole)):
+        pair = Pair()
+        slots = [RecordingSlot(frame([b"PING"])) for _ in range(3)]
+        pair.connection.queue_all(slots)
+        for piece in (whole[:cut], whole[cut:]):
+            pair.far.sendall(piece)
+            pair.hub.turn()
+        assert [slot.reply for slot in slots] == [first, second, first]
+        pair.close()
