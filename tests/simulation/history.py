@@ -513,5 +513,7 @@ def _place_of(fault: BaseException) -> str:
     """The first error of a group, and where it was raised."""
     while isinstance(fault, BaseExceptionGroup):
         fault = fault.exceptions[0]
+    if isinstance(fault, trio.TrioInternalError) and fault.__cause__ is not None:
+        fault = fault.__cause__  # raised while the clock jumped, so by the network or what it called
     frames = traceback.extract_tb(fault.__traceback__)[-6:]
     return f"{fault!r} in " + " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
