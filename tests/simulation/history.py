@@ -102,6 +102,7 @@ class History:
                 await self._start_proxy()
             async with trio.open_nursery() as tasks:
                 self._busy = WRITERS + READERS
+                self._start(tasks, await self._client_of_one(), "first", [self.workload.first()])
                 for number in range(WRITERS):
                     tasks.start_soon(self._client, f"w{number}", 0.75)
                 for number in range(READERS):
@@ -163,7 +164,7 @@ class History:
         for _ in range(OPERATIONS):
             with trio.move_on_after(self.rng.expovariate(1 / PAUSE_SECONDS)):
                 await self._rushing.wait()
-                await trio.sleep(self.rng.uniform(0.0, 0.004))
+                await trio.sleep(self.rng.uniform(0.0, 0.009))
             if client.is_lost:
                 client = await self._client_of_one()
             count = self.rng.randint(1, 3) if self.rng.random() < 0.2 else 1
@@ -272,7 +273,7 @@ class History:
             self._break_connections: 2,
             self._lag: 2,
             self._restart: 2,
-            self._delay: 2,
+            self._delay: 4,
         }
         if self.crashes:
             choices[self._crash_proxy] = 3
@@ -304,7 +305,7 @@ class History:
             self.workload.hot = tag
             pace = rng.choice((0.0005, 0.003, 0.012))
             if rng.random() < 0.5:
-                self._nursery.start_soon(self._rush, b"{%b}s1" % tag)
+                self._nursery.start_soon(self._rush, b"{%b}%b" % (tag, rng.choice((b"r1", b"r2"))))
             while True:
                 await trio.sleep(rng.expovariate(1 / pace))
                 source = cluster.owner(slot)
@@ -329,7 +330,7 @@ class History:
         self.workload.rush = key
         self._rushing.set()
         self._rushing = trio.Event()
-        await trio.sleep(0.008)
+        await trio.sleep(0.014)
         self.workload.rush = None
 
     async def _hand_over(self) -> None:
@@ -512,5 +513,7 @@ def _place_of(fault: BaseException) -> str:
     """The first error of a group, and where it was raised."""
     while isinstance(fault, BaseExceptionGroup):
         fault = fault.exceptions[0]
+    if isinstance(fault, trio.TrioInternalError) and fault.__cause__ is not None:
+        fault = fault.__cause__  # raised while the clock jumped, so by the network or what it called
     frames = traceback.extract_tb(fault.__traceback__)[-6:]
     return f"{fault!r} in " + " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))

@@ -26,6 +26,7 @@ READ_OF = {
     b"m": (b"SMEMBERS",),
     b"z": (b"ZRANGE", b"0", b"-1", b"WITHSCORES"),
     b"n": (b"GET",),
+    b"r": (b"GET",),
 }
 
 
@@ -54,7 +55,7 @@ class Workload:
         self.keys = [
             b"{%b}%b" % (tag, name)
             for tag in self.tags
-            for name in (b"s1", b"s2", b"h1", b"l1", b"l2", b"m1", b"z1", b"n1", b"n2")
+            for name in (b"s1", b"s2", b"h1", b"l1", b"l2", b"m1", b"z1", b"n1", b"n2", b"r1", b"r2")
         ]
         self.hot: bytes | None = None  # a tag that most operations are about now
         self.rush: bytes | None = None  # a key that everybody writes just now
@@ -84,6 +85,11 @@ class Workload:
             commands = self.rng.choices(_WRITES, _WEIGHTS)[0](self)
             if all(self.ledger.is_free(words) for words in commands):
                 return commands
+
+    def first(self) -> Words:
+        """The keys that are written in a rush alone: they are there before the first snapshot."""
+        token = self.token()
+        return (b"MSET", *[word for key in self.keys if key[-2:-1] == b"r" for word in (key, token)])
 
     def read(self) -> Words:
         if self.rng.random() < 0.2:
