@@ -352,7 +352,7 @@ class Snapshots:
             nursery.start_soon(self.sweeper.run)
             nursery.start_soon(self.bypass.run)
             nursery.start_soon(self._await_former_readers)
-            nursery.start_soon(self._watch_evictions)
+            nursery.start_soon(self._watch_nodes)
             if self.members.is_attached():
                 self._on_attached()
             while True:
@@ -866,13 +866,21 @@ class Snapshots:
             return f"its pre-images take {stored} bytes (setting snapshots.preserved_bytes_max)"
         return None
 
-    async def _watch_evictions(self) -> None:
+    async def _watch_nodes(self) -> None:
+        """While a snapshot is open: what servers and other proxies do that it cannot outlive."""
         while True:
             await trio.sleep(self.settings.bypass_interval_seconds)
             if not self.chain.ids:
                 self._evictions.forget()
                 continue
             await self._look_for_evictions()
+            if self.bypass.strangers():
+                with suppress(StoreError):  # one that has just joined is none
+                    await self.members.fresh_others()
+                await self.bypass.look()
+                if found := self.bypass.strangers():
+                    numbers = [record.id for record in self.book.records.values() if record.is_open]
+                    self._abort(numbers, f"a proxy that is no member writes to the cluster: {found[0]}")
 
     async def _look_for_evictions(self) -> None:
         if found := self._evictions.look((await self._ask_all(INFO_STATS))[0]):
