@@ -6,6 +6,7 @@ A cluster needs two seconds before it serves. So tests that leave one as they fo
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +42,27 @@ _CANDIDATES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "valkey-9.1": (".engines/valkey-9.1", lambda: _unpacked("valkey-9.1", "valkey-server")),
 }
 
+# These take minutes on all engines. STEADYREAD_TEST_ENGINES=all runs them so; else they run on the two that differ most.
+_LONG = ("test_model_conformance", "test_snapshot_replies", "test_snapshot_campaign")
+_SHORT_ENGINES = ("redis-7.0", "valkey-9.1")
+
 ClusterStarter = Callable[..., AbstractAsyncContextManager[Cluster]]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests' other engines out, unless all are asked for."""
+    if os.environ.get("STEADYREAD_TEST_ENGINES") == "all":
+        return
+    others = set(_CANDIDATES) - set(_SHORT_ENGINES)
+
+    def is_left_out(item: pytest.Item) -> bool:
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        return item.path.stem in _LONG and any(isinstance(value, str) and value in others for value in values)
+
+    left_out = [item for item in items if is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not is_left_out(item)]
 
 
 def engine_named(name: str) -> Engine:
