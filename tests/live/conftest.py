@@ -42,7 +42,7 @@ _CANDIDATES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "valkey-9.1": (".engines/valkey-9.1", lambda: _unpacked("valkey-9.1", "valkey-server")),
 }
 
-# These take minutes on all engines. STEADYREAD_TEST_ENGINES=all runs them so; else they run on the two that differ most.
+# These take minutes on all engines, and so they do with STEADYREAD_TEST_ENGINES=all; else two engines must do.
 _LONG = ("test_model_conformance", "test_snapshot_replies", "test_snapshot_campaign")
 _SHORT_ENGINES = ("redis-7.0", "valkey-9.1")
 
