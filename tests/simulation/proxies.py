@@ -213,7 +213,9 @@ def view_of(cluster: Cluster, found: Map) -> TopologyView:
             for other in cluster.nodes
             if other.shard == shard and other is not primary
         ]
-        node = Node(primary.id, primary.address, Role.PRIMARY, config_epoch=epoch)
+        # Who takes a slot over takes a new epoch, too.
+        taken = [slot_epoch for _, slot_epoch, owner in found.slots if owner == shard]
+        node = Node(primary.id, primary.address, Role.PRIMARY, config_epoch=max([epoch, *taken]))
         shards.append(Shard(node, tuple(replicas)))
     owners = list(_even(len(shards)))
     for slot, _, shard in found.slots:
