@@ -39,6 +39,7 @@ from routing.snapshot_names import marker, preimage
 from routing.timeline import TimelineLimits
 from routing.topology import Address
 from tests.live.conftest import ClusterStarter, engine_named
+from tests.proxy.world import idle_snapshots
 
 ENGINES = ["redis-7.0", "valkey-9.1"]
 FORMER, KEPT, UNKNOWN = 5, 6, 999  # ids of snapshots
@@ -73,12 +74,14 @@ async def exchange_with(cluster: Cluster, proxy_id: str = OWN) -> AsyncIterator[
             topology.subscribe(
                 lambda old, new: nodes.ensure_all([shard.primary.address for shard in new.shards], 2)
             )
+            private = PrivateConnections(dialer, 4)
             exchange = Exchange(
                 hub,
                 nodes,
                 topology,
-                PrivateConnections(dialer, 4),
+                private,
                 Replicas(at_replicas, topology, ReplicaOptions()),
+                idle_snapshots(topology, nodes, private),
                 nursery,
                 request_deadline_seconds=5.0,
                 script_cache_bytes_max=0,
