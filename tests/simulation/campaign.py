@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,6 +72,7 @@ def play_in(pool: ProcessPoolExecutor, seeds: Sequence[int], plant: str = "") ->
 
 def play_here(seeds: Iterable[int], plant: str = "") -> list[Outcome]:
     """In this process."""
+    logging.getLogger("proxy").setLevel(logging.CRITICAL)  # here, in a process of its own
     gc.disable()  # histories are short: what they leave is collected when all are played
     try:
         return [run(seed, plant=PLANTS[plant] if plant else nullcontext) for seed in seeds]

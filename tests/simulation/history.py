@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -37,8 +36,6 @@ SNAPSHOT_SETTINGS = SnapshotSettings(
 )
 LAGS_SECONDS = (0.0, 0.002, 0.02, 0.1, 0.3)  # of replicas
 ENGINES = ("6.2.14", "7.0.15", "8.0.1", "8.1.0", "9.1.0")
-
-logging.getLogger("proxy").setLevel(logging.CRITICAL)
 
 
 @dataclass
