@@ -1130,10 +1130,13 @@ class Cluster:
     def _take_over(self, shard: int, old: ServerNode, new: ServerNode) -> None:
         self.epoch += 1
         self.truth.adopt_primary(shard, Claim(self.epoch, new.index))
+        # The other side goes on with who takes over, if it has not closed the slot meanwhile.
         for slot, index in new.migrating.items():
-            self.nodes[index].importing[slot] = new.index
+            if slot in self.nodes[index].importing:
+                self.nodes[index].importing[slot] = new.index
         for slot, index in new.importing.items():
-            self.nodes[index].migrating[slot] = new.index
+            if slot in self.nodes[index].migrating:
+                self.nodes[index].migrating[slot] = new.index
         self.ledger.on_failover(old, new)
         self.spread_primary(shard, new)
 
