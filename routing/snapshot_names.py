@@ -46,6 +46,11 @@ def marker_prefix(slot: int, snapshot_id: int) -> bytes:
     return b"steady{%b}:m:%d:" % (tags()[slot], snapshot_id)
 
 
+def preimage_prefix(slot: int, snapshot_id: int) -> bytes:
+    """What stands before the key in a pre-image's name, as long as ``marker_prefix``."""
+    return b"steady{%b}:p:%d:" % (tags()[slot], snapshot_id)
+
+
 def marker(slot: int, snapshot_id: int, key: bytes) -> bytes:
     return b"steady{%b}:m:%d:%b" % (tags()[slot], snapshot_id, key)
 

@@ -9,6 +9,9 @@ newest id of the chain. The markers were asked after the value was read, at the 
 so no write had come before. The chain that is asked must not be older than the value: so a fast read whose chain has
 changed meanwhile is read anew, and a slow one takes the chain when it asks for the markers.
 
+While this proxy alone writes, it knows which keys have no marker, and asks for none (``proxy.snapshots.own_writes``):
+such a read costs as much as one of what is there now.
+
 That holds within one history. A primary that fails over may lose a marker, and the write behind it, which was read
 before; or a pre-image, and the marker that named it. So all steps of a read are asked of the same history of the slot's
 owner, or begun anew; what a migration's other side lost ends the snapshot (``routing.snapshot_floors``).
@@ -36,7 +39,7 @@ from proxy.upstream.nodes import Lane
 from routing.command import Command
 from routing.slot import slot_of
 from routing.snapshot import Chain
-from routing.snapshot_names import absent, marker, marker_prefix, preimage
+from routing.snapshot_names import absent, marker, marker_prefix, preimage, preimage_prefix
 from routing.snapshot_reads import ReadPlan, plan, rewrite
 from routing.topology import Address
 
@@ -76,6 +79,8 @@ class SnapshotReads:
         self._prefixes: dict[
             int, dict[int, tuple[bytes, ...]]
         ] = {}  # id -> hash slot -> of the markers' names
+        self._pairs: dict[int, tuple[bytes, int]] = {}
+        self._pairs_for = 0  # the snapshot
         self._judging: set[NodeConnection] = set()
 
     # -- the fast way
@@ -131,6 +136,23 @@ class SnapshotReads:
         ids = self.snapshots.preserver.chain.markers_of(snapshot_id)
         found = tuple([marker_prefix(hash_slot, number) for number in ids])
         self._prefixes[snapshot_id][hash_slot] = found
+        return found
+
+    def pairs_of(self, snapshot_id: int) -> dict[int, tuple[bytes, int]]:
+        """Hash slot -> how a pre-image and its marker are asked for. Those that are missing: see ``add_pair``."""
+        if snapshot_id != self._pairs_for:
+            self._pairs_for = snapshot_id
+            self._pairs = {}
+        return self._pairs
+
+    def add_pair(self, snapshot_id: int, hash_slot: int) -> tuple[bytes, int]:
+        """Of one slot: the request, to be filled with size, key, size, key; and how much longer the sizes are."""
+        before = marker_prefix(hash_slot, snapshot_id)
+        form = b"*3\r\n$4\r\nMGET\r\n$%%d\r\n%b%%b\r\n$%%d\r\n%b%%b\r\n" % (
+            preimage_prefix(hash_slot, snapshot_id),
+            before,
+        )
+        found = self.pairs_of(snapshot_id)[hash_slot] = form, len(before)
         return found
 
     # -- the slow way
@@ -235,7 +257,9 @@ class SnapshotReads:
             )
             in_place = [key for key in planned.keys if key not in replaced]
             found: Mapping[bytes, bytes] | bytes | None = None
-            if not replaced or asked[:1] == owner:
+            if not replaced and self.snapshots.own_writes.shows(snapshot_id, in_place):
+                found = {}
+            elif not replaced or asked[:1] == owner:
                 owner = asked[:1]
                 found = await self._markers(snapshot_id, hash_slot, in_place, asked, deadline)
             if isinstance(found, bytes):

@@ -18,6 +18,7 @@ from routing.redirect import needs_attention
 from routing.snapshot import Chain
 from routing.snapshot_reads import AS_IS
 
+Pair = tuple[bytes, int]  # see SnapshotReads.add_pair
 NILS = (b"$-1\r\n", b"_\r\n")
 
 
@@ -113,6 +114,97 @@ class SnapshotSlot(RequestSlot):
         return await exchange.snapshot_reads.read_at(
             self.snapshot_id, self.command, arguments, resp=resp, deadline=deadline
         )
+
+
+class UnwrittenRead(SnapshotSlot):
+    """One whose key this proxy, which alone writes, has not begun to write since the cut: there is no marker."""
+
+    __slots__ = ("written",)
+
+    def __init__(
+        self,
+        requester: OpenRequests,
+        command: Command,
+        raw: bytes,
+        hash_slot: int,
+        key: bytes,
+        snapshot_id: int,
+        written: set[bytes],
+    ) -> None:
+        self.requester = requester  # not by ``super``: one is made for each read
+        self.command = command
+        self.raw = raw
+        self.hash_slot = hash_slot
+        self.reply = None
+        self.redirect = None
+        self.key = key
+        self.snapshot_id = snapshot_id
+        self.is_instead = False
+        self.written = written
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        requester: OpenRequests = self.requester  # type: ignore[assignment]  # a cast costs time
+        snapshots = requester.exchange.snapshots
+        written = self.written
+        if (
+            self.key not in written
+            and snapshots.own_writes.since.get(self.snapshot_id) is written
+            and snapshots.is_usable(self.snapshot_id)
+            and (reply[0] != 45 or not needs_attention(reply))
+        ):
+            self.reply = reply
+            if not requester.dirty:
+                connection.hub.touched(requester)
+        else:
+            self.wait("its key was being written, or it was turned away")
+
+
+class WrittenGet(SnapshotSlot):
+    """GET of a key that this proxy has begun to write since the cut: the pre-image and its marker in one MGET.
+
+    A marker that is there was set behind the pre-image, which stays as it is as long as the snapshot serves.
+    That such a marker is there is only a guess: without it the read goes the slow way.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        requester: OpenRequests,
+        command: Command,
+        hash_slot: int,
+        key: bytes,
+        snapshot_id: int,
+        pair: Pair,
+    ) -> None:
+        self.requester = requester  # not by ``super``: one is made for each read
+        self.command = command
+        self.hash_slot = hash_slot
+        self.reply = None
+        self.redirect = None
+        self.key = key
+        self.snapshot_id = snapshot_id
+        self.is_instead = False
+        form, prefix_size = pair
+        size = prefix_size + len(key)
+        self.raw = form % (size, key, size, key)
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        requester: OpenRequests = self.requester  # type: ignore[assignment]  # a cast costs time
+        # "*2", the value, and the marker: no value ends in one, for it would have a "\r\n" behind it.
+        found = reply[-7:]
+        is_kept = found == PREIMAGE and reply[4] == 36 and reply[5] != 45
+        is_right = is_kept or (found == ABSENT and reply[4:-7] in NILS)
+        if is_right and requester.exchange.snapshots.is_usable(self.snapshot_id):
+            self.reply = reply[4:-7]
+            if not requester.dirty:
+                connection.hub.touched(requester)
+        else:
+            self.wait("what stands for its key is not there, or of another type than GET reads")
+
+    def wait(self, reason: str) -> None:
+        self.raw = frame([b"GET", self.key])
+        super().wait(reason)
 
 
 class SnapshotGet(SnapshotSlot):

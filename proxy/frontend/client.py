@@ -30,7 +30,7 @@ from proxy.exchange.read_groups import ReadGroup
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
-from proxy.exchange.snapshot_slots import SnapshotGet, SnapshotSlot
+from proxy.exchange.snapshot_slots import Pair, SnapshotGet, SnapshotSlot, UnwrittenRead, WrittenGet
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -245,29 +245,70 @@ class ClientConnection(OpenRequests):
                 only_reads = False
                 break
         if not only_reads and self.preserver.newest:
+            if self.policy is None and not self.snapshot_id:
+                return self._relay_known(found)
             return self._relay_preserved(found)
         return self._relay_found(found, only_reads)
+
+    def _relay_known(self, found: Sequence[Simple]) -> int:
+        """``_relay_found`` while a snapshot is open, as long as what is to be written is known to be preserved."""
+        kind = self.choose_kind(False)
+        if kind is None:
+            self.hold_until_drained()
+            return sum(len(item[1]) for item in found)
+        routes_of_slot = self.routes_of_slot
+        slots = self.slots
+        touched = self.hub.touched
+        count = reads = 0
+        for command, raw, hash_slot, key in found:
+            route = routes_of_slot[hash_slot][kind]
+            if not route.ready:
+                break
+            if command.only_reads:
+                reads += 1
+            elif key not in route.known:  # type: ignore[union-attr]  # as in ``_relay_found``
+                break
+            count += 1
+            slot = RequestSlot(self, command, raw, hash_slot)
+            slots.append(slot)
+            route.owed.append(slot)  # type: ignore[union-attr]
+            route.out.append(raw)  # type: ignore[union-attr]
+            if not route.dirty:  # type: ignore[union-attr]
+                touched(route)  # type: ignore[arg-type]
+        if count:
+            self.end_preserving()
+            self.commands += count
+            self._last_command = found[count - 1][0]
+            self.exchange.reads.strong_total += reads
+        return self._relay_preserved(found[count:]) if count < len(found) else 0
 
     def _relay_preserved(self, found: Sequence[Simple]) -> int:
         """While a snapshot is open: those before the first write whose key is not preserved, which then is."""
         kind = self._kinds[Lane.WRITE]
         routes_of_slot = self.routes_of_slot
-        missing: dict[int, list[bytes]] = {}
-        first = len(found)
-        for place, (command, _, hash_slot, key) in enumerate(found):
+        for command, raw, hash_slot, key in found:
             if not command.only_reads:
                 route = routes_of_slot[hash_slot][kind]
                 if route.ready and key not in route.known:  # type: ignore[union-attr]  # as in ``_relay_found``
-                    missing.setdefault(hash_slot, []).append(key)
-                    first = min(first, place)
+                    return self._preserve_first(
+                        found, next(place for place, item in enumerate(found) if item[1] is raw)
+                    )
+        self.end_preserving()
+        return self._relay_found(found, False)
+
+    def _preserve_first(self, found: Sequence[Simple], first: int) -> int:
+        """``_relay_preserved`` where the write at place ``first`` has to wait until its key is preserved."""
+        kind = self._kinds[Lane.WRITE]
+        missing: dict[int, list[bytes]] = {}
+        for command, _, hash_slot, key in found[first:]:
+            route = self.routes_of_slot[hash_slot][kind]
+            if not command.only_reads and route.ready and key not in route.known:  # type: ignore[union-attr]
+                missing.setdefault(hash_slot, []).append(key)
         untaken = 0
-        taken = found[:first] if missing else found
+        taken = found[:first]
         if taken:
             self.end_preserving()
-            # Unless all of it may go, what is left may be reads only.
-            untaken = self._relay_found(taken, bool(missing) and all(item[0].only_reads for item in taken))
-        if not missing:
-            return untaken
+            untaken = self._relay_found(taken, all(item[0].only_reads for item in taken))
         rest = found[first:]
         if not untaken and not self.is_held:
             command, _, hash_slot, key = rest[0]
@@ -484,19 +525,31 @@ class ClientConnection(OpenRequests):
         # What a GET in a slot at rest needs, so that it is sent without a second look; else nothing.
         histories: Container[bytes] = ()
         prefixes: dict[int, tuple[bytes, ...]] = {}
+        pairs: dict[int, Pair] = {}
         chain = self.preserver.chain
+        written: set[bytes] | None = None
         if isinstance(number, int):
             histories = reads.histories_of(number)
             prefixes = reads.prefixes_of(number)
+            pairs = reads.pairs_of(number)
+            written = reads.snapshots.own_writes.since.get(number)
         for place, (command, raw, hash_slot, key) in enumerate(found):
             self.commands += 1
             self._last_command = command
-            if command is GET:
+            if command is GET or (written is not None and is_plain(command)):
                 route = routes_of_slot[hash_slot][kind]
-                if route.ready and route.history in histories:  # type: ignore[union-attr]  # as in ``_relay_found``
+                is_unwritten = written is not None and key not in written
+                if (is_unwritten or command is GET) and route.ready and route.history in histories:  # type: ignore[union-attr]  # as in ``_relay_found``
                     reads.reads_total += 1
-                    names = prefixes.get(hash_slot) or reads.add_prefixes(number, hash_slot)  # type: ignore[arg-type]
-                    slot = SnapshotGet(self, command, hash_slot, key, number, names, chain)  # type: ignore[arg-type]
+                    slot: SnapshotSlot
+                    if is_unwritten:
+                        slot = UnwrittenRead(self, command, raw, hash_slot, key, number, written)  # type: ignore[arg-type]
+                    elif written is not None and len(chain.ids) == 1:
+                        pair = pairs.get(hash_slot) or reads.add_pair(number, hash_slot)  # type: ignore[arg-type]
+                        slot = WrittenGet(self, command, hash_slot, key, number, pair)  # type: ignore[arg-type]
+                    else:
+                        names = prefixes.get(hash_slot) or reads.add_prefixes(number, hash_slot)  # type: ignore[arg-type]
+                        slot = SnapshotGet(self, command, hash_slot, key, number, names, chain)  # type: ignore[arg-type]
                     self.slots.append(slot)
                     if route.guarded_step != step:  # type: ignore[union-attr]
                         reads.histories.guard(route, step)  # type: ignore[arg-type]

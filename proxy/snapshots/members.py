@@ -53,6 +53,7 @@ class Phase(Enum):
     ATTENTIVE = "attentive"  # it looks at the store every few milliseconds
     DRAINED = "drained"  # its writes preserve, and those from before are answered
     CUT = "cut"  # what its blocked commands may write is preserved, too
+    SHARED = "shared"  # it serves, and its owner has heard that it is not the only one who writes
     DONE = "done"  # none of its readers reads at it any more
 
 
@@ -106,6 +107,7 @@ class Members:
         # Synchronous. A lease was lost, and one was taken anew: in turns, each once. Not the first that ``join`` takes.
         self.on_detached: Callable[[], None] = lambda: None
         self.on_attached: Callable[[], None] = lambda: None
+        self.on_other: Callable[[], None] = lambda: None  # another member is there that was not
 
     def is_attached(self) -> bool:
         """Whether the others count on this proxy, so that nothing happens without it."""
@@ -374,8 +376,9 @@ class Members:
             member = _member_of(key, value or b"")
             if value is None:
                 self._others.pop(member.id, None)
-            else:
+            elif self._others.get(member.id) != member:
                 self._others[member.id] = member
+                self.on_other()
         elif key.startswith(MEMBER_ACKS):
             number, _, proxy_id = key.removeprefix(MEMBER_ACKS).partition("/")
             phase = None if value is None else _phase_of(value)

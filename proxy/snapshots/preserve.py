@@ -26,6 +26,7 @@ from proxy.protocol.encode import error, frame
 from proxy.protocol.replies import decode
 from proxy.settings import SnapshotSettings
 from proxy.snapshots.facts import Costs
+from proxy.snapshots.own_writes import OwnWrites
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ConnectionLostError
@@ -150,8 +151,10 @@ class Preserver:
         self.chain: Chain = EMPTY_CHAIN
         self.newest = 0  # the chain's; 0: nothing is to be preserved
         self.gates: dict[int, Gate] = {}  # hash slot -> its gate; empty but for some milliseconds after a cut
-        self.is_held = False  # several proxies cut: new writes wait
+        self.is_held = False  # new writes wait
         self.released = trio.Event()
+        self._holds: set[str] = set()
+        self.own_writes = OwnWrites(settings.known_keys_max)
         self.costs: dict[int, Costs] = {}
         self.on_failure: PreserveFailureHandler | None = None
         self.on_split: Callable[[int], None] = lambda hash_slot: (
@@ -167,6 +170,21 @@ class Preserver:
             return self.is_held
         connection = self.ways.write_connection(hash_slot, resp)
         return connection is None or not connection.known.issuperset(keys)
+
+    # -- holding
+
+    def hold(self, reason: str) -> None:
+        """New writes wait until this, and every other reason, is released."""
+        self._holds.add(reason)
+        self.is_held = True
+
+    def release(self, reason: str) -> None:
+        """Nothing if it does not hold."""
+        self._holds.discard(reason)
+        if self.is_held and not self._holds:
+            self.is_held = False
+            self.released.set()
+            self.released = trio.Event()
 
     # -- preserving
 
@@ -185,7 +203,7 @@ class Preserver:
                 with trio.move_on_at(deadline):
                     await self.released.wait()
                 if trio.current_time() >= deadline:
-                    return _not_ready("proxies that cut a snapshot together take too long")
+                    return _not_ready("proxies that agree on a snapshot take too long")
             if not self.newest:
                 return None
             missing = {
@@ -291,6 +309,7 @@ class Preserver:
         """``whole``: at one moment, if the slot is at rest."""
         newest = self.newest
         outcome: bytes | str | None = None
+        self.own_writes.note(keys)
         if self.ways.is_in_flux(slot):
             outcome = await self._by_steps(slot, keys, newest, resp, deadline)
         else:

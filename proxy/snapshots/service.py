@@ -59,6 +59,8 @@ ORPHAN_SECONDS = 1.0  # an opening that takes longer may have lost its opener
 FORGET_SECONDS = 60.0  # for which an acknowledgement stays
 CLOSE_SECONDS = 5.0  # after which whoever sees a snapshot still closing ends it
 RETRY_SECONDS = 0.1  # between two attempts at the store before the first write
+CUT, UNHEARD = "proxies cut together", "another proxy has not heard of this one"  # why new writes are held
+READABLE = frozenset({SnapshotState.SERVING, SnapshotState.CLOSING})
 SETTLE_SECONDS = 10.0  # after which no write is on its way any more that went by a former chain
 
 log = get_logger(__name__)
@@ -80,6 +82,7 @@ class Snapshots:
     ) -> None:
         self.settings = settings
         self.preserver = Preserver(settings)
+        self.own_writes = self.preserver.own_writes
         self.histories = Histories(topology, links, self._on_unproven, self._on_floors)
         self.book = Book(store, proxy_id, now)
         self.members = Members(
@@ -105,6 +108,7 @@ class Snapshots:
         self._spoiled: str | None = None
         self._barrier: Barrier | None = None
         self._barrier_of = 0  # the snapshot that it cuts; the hold is for it, too
+        self._barrier_ended = trio.Event()
         self._others_cut_too = False  # in the opening of this proxy's
         self._barrier_seconds: dict[int, float] = {}
         self._unrecorded: dict[int, str] = {}  # to be aborted in the store: why
@@ -120,6 +124,8 @@ class Snapshots:
         self._problem = ""
         self._metrics = SnapshotMetrics()
         self._is_blind = False  # this proxy may have written past what others have cut
+        # Others' snapshots that serve: this proxy writes when their owners have heard of it. See ``_await_owners``.
+        self._owners: dict[int, str] = {}
         self._began_at = now()
         self.bypass = BypassWatch(
             self._ask,
@@ -142,6 +148,7 @@ class Snapshots:
         self._evictions = Evictions()
         self.members.on_detached = self._on_detached
         self.members.on_attached = self._on_attached
+        self.members.on_other = self._on_other
         self.book.on_change = self._on_record
         self.preserver.on_failure = self._on_preserve_failure
         self.preserver.on_split = self.histories.mark_unsettled
@@ -335,12 +342,21 @@ class Snapshots:
             while True:
                 try:
                     await self.members.join()
-                    return
+                    break
                 except StoreError as failed:
                     failure = str(failed)
                     await trio.sleep(RETRY_SECONDS)
-        self._is_blind = True
-        log.warning("snapshots_unknown", reason=failure)
+        if not self.members.is_attached():
+            self._is_blind = True
+            log.warning("snapshots_unknown", reason=failure)
+            return
+        self._owners = {
+            record.id: record.owner
+            for record in self.book.records.values()
+            if record.state in READABLE and record.owner in self.members.others
+        }
+        if self._owners:
+            self.preserver.hold(UNHEARD)
 
     async def run(self) -> None:
         """Look after the snapshots until cancelled."""
@@ -353,6 +369,8 @@ class Snapshots:
             nursery.start_soon(self.bypass.run)
             nursery.start_soon(self._await_former_readers)
             nursery.start_soon(self._watch_nodes)
+            if self._owners:
+                nursery.start_soon(self._await_owners)
             if self.members.is_attached():
                 self._on_attached()
             while True:
@@ -370,11 +388,13 @@ class Snapshots:
         for record in list(self.book.records.values()):
             if record.state is SnapshotState.OPENING and record.owner != self._proxy_id:
                 # Its opener does not wait for this proxy, and cannot know what this proxy has in flight.
-                await self.book.move(record.id, SnapshotState.ABORTED, reason="a proxy joined meanwhile")
+                with suppress(BookError):  # it serves by now, or has ended
+                    await self.book.move(record.id, partial(_give_up, "a proxy joined meanwhile"))
         self._is_blind = False
 
     def _on_detached(self) -> None:
         self._is_blind = True
+        self.own_writes.end()
         self._end_barrier(self._barrier_of)  # whoever cuts does not count on this proxy any more
 
     def _on_attached(self) -> None:
@@ -382,6 +402,46 @@ class Snapshots:
         for record in self.book.records.values():
             if record.state is SnapshotState.CLOSING:
                 self._start(self._finish_reading, record.id)
+        if self.members.others:
+            self._on_other()
+
+    def _on_other(self) -> None:
+        """Another proxy is there, and writes when it knows that this one has heard of it. Synchronous."""
+        self.own_writes.end()
+        for record in self.book.records.values():
+            self._tell_shared(record)
+
+    def _tell_shared(self, record: SnapshotRecord) -> None:
+        if record.state in READABLE and record.owner == self._proxy_id:
+            self._start(self._acknowledge, record.id, Phase.SHARED)
+
+    async def _acknowledge(self, number: int, phase: Phase) -> None:
+        """Until it is told, or this proxy is detached: then nobody waits for it."""
+        while self.members.is_attached():
+            try:
+                await self.members.acknowledge(number, phase)
+                return
+            except StoreError as failed:
+                log.warning("snapshot_not_acknowledged", id=number, error=failed)
+                await trio.sleep(RETRY_SECONDS)
+
+    async def _await_owners(self) -> None:
+        """Hold this proxy's first writes until nobody reads as if they could not be (``OwnWrites``).
+
+        The owner of a snapshot that serves may be the only proxy that it knows of. It hears of this one by the store,
+        or loses its lease; if it does neither, the snapshot ends.
+        """
+        try:
+            deadline = trio.current_time() + 2 * self.settings.member_ttl_seconds
+            for number, owner in self._owners.items():
+                if (
+                    await self.members.wait_acks(number, Phase.SHARED, {owner}, deadline)
+                    & self.members.others.keys()
+                ):
+                    self._abort([number], f"{owner}, which opened it, does not notice {self._proxy_id}")
+        finally:
+            self._owners.clear()
+            self.preserver.release(UNHEARD)
 
     # -- opening
 
@@ -533,10 +593,9 @@ class Snapshots:
             return
         self._barrier.open_gates()
         self._barrier = None
-        if self.preserver.is_held:
-            self.preserver.is_held = False
-            self.preserver.released.set()
-            self.preserver.released = trio.Event()
+        self._barrier_ended.set()
+        self._barrier_ended = trio.Event()
+        self.preserver.release(CUT)
 
     # -- what the book tells
 
@@ -560,7 +619,10 @@ class Snapshots:
             is_own = new.owner == self._proxy_id
             if self._multis:
                 self._spoiled = "writes over several slots were being retried"
-            self.preserver.is_held = not is_own or self._others_cut_too
+            if not is_own or self._others_cut_too:
+                self.preserver.hold(CUT)
+            elif not self.members.others:
+                self.own_writes.begin(number)
             if not is_own:
                 self._start(self._cut_for_other, new, self._barrier)
         elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
@@ -575,6 +637,8 @@ class Snapshots:
                 self._view_from[number] = trio.current_time()
                 self._topology.refresh_soon()
             self._serving[number] = new
+            if self.members.others:
+                self._tell_shared(new)
         else:
             self._serving.pop(number, None)
         if new.state is SnapshotState.CLOSING:
@@ -603,6 +667,7 @@ class Snapshots:
         newest_before = self.preserver.newest
         self.preserver.chain = chain
         self.preserver.newest = chain.newest
+        self.own_writes.keep(chain.ids)
         self.sweeper.chain_changed()
         self.bypass.chain_changed()
         if chain.newest != newest_before:
@@ -640,7 +705,7 @@ class Snapshots:
             await self.members.acknowledge(record.id, Phase.CUT)
             with trio.move_on_after(self.settings.hold_seconds):
                 while self._barrier is barrier:
-                    await self.preserver.released.wait()
+                    await self._barrier_ended.wait()
             if self._barrier is barrier:
                 raise CutFailedError("its opening took too long")
         except CutFailedError as failed:
@@ -651,13 +716,8 @@ class Snapshots:
     async def _give_up(self, number: int, reason: str) -> None:
         """End another proxy's opening, unless it serves by now: then this one had only not heard of it yet."""
 
-        def step(record: SnapshotRecord) -> SnapshotRecord:
-            if record.state is not SnapshotState.OPENING:
-                raise BookError(f"snapshot {number} is {record.state.value}")
-            return record.moved_to(SnapshotState.ABORTED, reason)
-
         try:
-            await self.book.move(number, step)
+            await self.book.move(number, partial(_give_up, reason))
         except BookError as over:
             log.debug("snapshot_not_given_up", reason=str(over))
         except StoreError as failed:
@@ -968,6 +1028,13 @@ class Snapshots:
 def _staying(members: Mapping[str, Member], now: Mapping[str, Member]) -> Mapping[str, Member]:
     """Those that are there still, and have not left and joined again."""
     return {name: member for name, member in members.items() if now.get(name) == member}
+
+
+def _give_up(reason: str, record: SnapshotRecord) -> SnapshotRecord:
+    """What is not serving yet. Raises BookError."""
+    if record.state is not SnapshotState.OPENING:
+        raise BookError(f"snapshot {record.id} is {record.state.value}")
+    return record.moved_to(SnapshotState.ABORTED, reason)
 
 
 def _closing(record: SnapshotRecord) -> SnapshotRecord:

@@ -95,7 +95,8 @@ class History:
             )
             nursery.start_soon(self._end_in_time)
             nursery.start_soon(self.store.run)
-            for _ in range(self.proxy_count):
+            comes_late = self.proxy_count > 1 and self.world.seed % 4 == 3
+            for _ in range(self.proxy_count - comes_late):
                 await self._start_proxy()
             async with trio.open_nursery() as tasks:
                 self._busy = WRITERS + READERS
@@ -105,6 +106,8 @@ class History:
                 for number in range(READERS):
                     tasks.start_soon(self._client, f"r{number}", 0.0)
                 tasks.start_soon(self._trouble)
+                if comes_late:
+                    tasks.start_soon(self._join)
                 for _ in range(self.rng.choice((1, 1, 1, 2))):
                     tasks.start_soon(self._snapshots)
             await self._settle()
@@ -144,9 +147,17 @@ class History:
             StoreLink(self.world, self.store, is_shared=self.is_shared),
             self.settings,
             with_keeper=self.rng.random() < 0.05,
+            asks_markers=self.world.seed % 2 == 0,
         )
         await self._nursery.start(proxy.run)
         self.proxies.append(proxy)
+
+    async def _join(self) -> None:
+        """One more proxy, while the other may have snapshots of its own; and a client that writes there."""
+        await trio.sleep(self.rng.uniform(0.1, 0.3))
+        await self._start_proxy()
+        self._busy += 1
+        await self._client("joined", 0.9)
 
     async def _client_of_one(self) -> SimClient:
         """A client of a proxy that runs."""

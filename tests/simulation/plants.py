@@ -20,6 +20,7 @@ from proxy.protocol.encode import frame
 from proxy.snapshots import histories, service
 from proxy.snapshots.abandoned import Strangers
 from proxy.snapshots.histories import Histories
+from proxy.snapshots.own_writes import OwnWrites
 from proxy.snapshots.preserve import Preserver
 from proxy.snapshots.service import Snapshots
 from proxy.upstream.abandoned import Abandoned
@@ -186,4 +187,23 @@ def _a_retried_write_that_does_not_preserve() -> Iterator[None]:
         return await real(self, raw, hash_slot, **rest)
 
     with patch.object(Exchange, "execute", execute):
+        yield
+
+
+@plant("what another proxy writes is taken for known")
+def _what_another_proxy_writes_is_taken_for_known() -> Iterator[None]:
+    with patch.object(OwnWrites, "end", lambda self: None):
+        yield
+
+
+@plant("a proxy that joins is not waited for")
+def _a_proxy_that_joins_is_not_waited_for() -> Iterator[None]:
+    """It writes before the owner of a snapshot has heard of it, which takes as long as its watch."""
+    recover = Snapshots.recover
+
+    async def recover_at_once(self: Any, seconds: float) -> None:
+        await recover(self, seconds)
+        self.preserver.release(service.UNHEARD)
+
+    with patch.object(Snapshots, "recover", recover_at_once):
         yield

@@ -48,8 +48,16 @@ class SimProxy:
     """A proxy process. ``run`` serves until ``crash``."""
 
     def __init__(
-        self, world: World, name: str, store: StoreLink, settings: Settings, *, with_keeper: bool
+        self,
+        world: World,
+        name: str,
+        store: StoreLink,
+        settings: Settings,
+        *,
+        with_keeper: bool,
+        asks_markers: bool,
     ) -> None:
+        """``asks_markers``: also while it alone writes, as one of several does."""
         self.world = world
         self.name = name
         self.store = store
@@ -57,6 +65,7 @@ class SimProxy:
         self.is_up = False
         self.hub = SimHub(world)
         self._with_keeper = with_keeper
+        self._asks_markers = asks_markers
         self._scope = trio.CancelScope()
         self._clients: list[SimClient] = []
 
@@ -109,6 +118,8 @@ class SimProxy:
                     self.name,
                     now=world.unix_seconds,
                 )
+                if self._asks_markers:
+                    self.snapshots.own_writes.begin = lambda snapshot_id: None  # type: ignore[method-assign]
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,

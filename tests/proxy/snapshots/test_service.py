@@ -136,6 +136,17 @@ async def proxies(count: int, settings: SnapshotSettings = SETTINGS) -> AsyncIte
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def joining(other: Proxy, name: str) -> AsyncIterator[Proxy]:
+    """One more proxy with the other's store."""
+    async with trio.open_nursery() as nursery:
+        proxy = Proxy(other.view._store, name, SETTINGS)
+        await proxy.snapshots.recover(1.0)
+        nursery.start_soon(proxy.snapshots.run)
+        yield proxy
+        nursery.cancel_scope.cancel()
+
+
 async def test_all_proxies_serve_what_one_opens_until_another_closes_it(autojump_clock: MockClock) -> None:
     async with proxies(3) as (a, b, c):
         record = await a.snapshots.open("", 60.0, WHO)
@@ -416,3 +427,84 @@ async def test_a_proxy_that_joins_while_a_snapshot_closes_does_not_keep_it_from_
             assert (await a.snapshots.close(record.id, WHO)).state is SnapshotState.CLOSED
             assert trio.current_time() - began < 1.0
             nursery.cancel_scope.cancel()
+
+
+async def test_a_proxy_that_joins_writes_when_the_only_other_one_has_heard_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    """Until then the other one reads as if nobody else could write."""
+    async with proxies(1) as (a,):
+        record = await a.snapshots.open("", 60.0, WHO)
+        assert a.snapshots.own_writes.shows(record.id, [b"key"])
+        a.view.is_late = True
+        async with joining(a, "joiner") as joiner:
+            await trio.sleep(SETTINGS.member_ttl_seconds)
+            assert a.snapshots.own_writes.shows(record.id, [b"key"])
+            assert joiner.snapshots.preserver.is_held
+            a.view.catch_up()
+            await trio.sleep(0.1)
+            assert not a.snapshots.own_writes.shows(record.id, [b"key"])
+            assert not joiner.snapshots.preserver.is_held
+            assert a.snapshots.is_usable(record.id)
+            assert joiner.snapshots.is_usable(record.id)
+        await trio.sleep(2 * SETTINGS.member_ttl_seconds)
+        assert not a.snapshots.own_writes.shows(record.id, [b"key"])  # the other one has written, maybe
+        later = await a.snapshots.open("", 60.0, WHO)
+        assert a.snapshots.own_writes.shows(later.id, [b"key"])
+
+
+async def test_what_several_proxies_cut_is_not_known_of_by_one_alone(autojump_clock: MockClock) -> None:
+    async with proxies(2) as (a, b):
+        record = await a.snapshots.open("", 60.0, WHO)
+        await wait_all_tasks_blocked()
+        assert not a.snapshots.own_writes.since
+        assert not b.snapshots.own_writes.since
+        async with joining(a, "joiner") as joiner:
+            await trio.sleep(0.1)
+            assert not joiner.snapshots.preserver.is_held
+            assert joiner.snapshots.is_usable(record.id)
+
+
+async def test_a_proxy_that_joins_does_not_wait_for_one_that_is_gone(autojump_clock: MockClock) -> None:
+    async with proxies(1) as (a,):
+        record = await a.snapshots.open("", 60.0, WHO)
+        a.view.is_late = a.view.is_down = True
+        async with joining(a, "joiner") as joiner:
+            assert joiner.snapshots.preserver.is_held
+            await trio.sleep(SETTINGS.member_ttl_seconds + 0.1)
+            assert not a.snapshots.is_usable(record.id)
+            assert not a.snapshots.own_writes.since
+            assert not joiner.snapshots.preserver.is_held
+            assert joiner.state_of(record.id) is SnapshotState.SERVING
+
+
+async def test_a_snapshot_ends_whose_owner_is_there_and_does_not_hear(autojump_clock: MockClock) -> None:
+    async with proxies(1) as (a,):
+        record = await a.snapshots.open("", 60.0, WHO)
+        a.view.is_late = True
+        async with joining(a, "joiner") as joiner:
+            await trio.sleep(2 * SETTINGS.member_ttl_seconds + 1.0)
+            assert joiner.state_of(record.id) is SnapshotState.ABORTED
+            assert not joiner.snapshots.preserver.is_held
+
+
+async def test_proxies_that_begin_anew_together_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
+    store = SharedStore()
+    async with trio.open_nursery() as nursery:
+        for name in ("first", "second"):
+            async with trio.open_nursery() as life:
+                proxy = Proxy(store, name, SETTINGS)
+                await proxy.snapshots.recover(1.0)
+                life.start_soon(proxy.snapshots.run)
+                await proxy.snapshots.open("", 600.0, WHO)
+                life.cancel_scope.cancel()
+        again = [Proxy(store, name, SETTINGS) for name in ("first", "second")]
+        for proxy in again:
+            await proxy.snapshots.recover(1.0)
+        assert again[1].snapshots.preserver.is_held
+        for proxy in again:
+            nursery.start_soon(proxy.snapshots.run)
+        await trio.sleep(0.1)
+        assert not any(proxy.snapshots.preserver.is_held for proxy in again)
+        assert all(len(proxy.snapshots._serving) == 2 for proxy in again)
+        nursery.cancel_scope.cancel()
