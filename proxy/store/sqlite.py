@@ -24,6 +24,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -107,6 +108,8 @@ class SqliteStore:
         self._faults: dict[trio.CapacityLimiter, StoreError] = {}  # what the last work of this kind failed of
         self._seen: tuple[str, int] = ("", 0)  # (store id, revision) that watches were told of
         self._news = trio.Event()
+        self._tail: _Tail | None = None  # of the log, as it was read last
+        self._following = trio.Lock()
         self._attentive_count = 0
         self._roused = trio.Event()  # set when the first becomes attentive
         self._is_closed = False
@@ -223,32 +226,39 @@ class SqliteStore:
 
     async def aclose(self) -> None:
         self._is_closed = True
+        self._tail = None  # so that watches find out
         self._tell()
         await trio.to_thread.run_sync(self._file.close, abandon_on_cancel=True)
 
     # -- for the watch
 
     async def changes_after(self, prefix: str, after: int) -> Batch:
-        """The changes under ``prefix`` in some of the next revisions, and up to which revision they were looked for."""
+        """The changes under ``prefix`` in some of the next revisions, and up to which revision they were looked for.
 
-        def work(connection: sqlite3.Connection) -> Batch:
-            head = self._file.head(connection)
-            if after < head.compacted:
-                raise CompactedError(after, head.compacted)
-            begin = (after + 1) << PLACE_BITS
-            row = connection.execute(
-                "SELECT id FROM log WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?", (begin, BATCH_CHANGES)
-            ).fetchone()
-            # The row may be in the middle of a revision: that one comes whole.
-            upto = max(after, head.revision) if row is None else row[0] >> PLACE_BITS
-            rows = connection.execute(
-                "SELECT id, key, value, checksum FROM log"
-                " WHERE id >= ? AND id < ? AND substr(key, 1, ?) = ? ORDER BY id",
-                (begin, (upto + 1) << PLACE_BITS, len(prefix), prefix),
-            )
-            return Batch(tuple(self._change(*row) for row in rows), upto)
+        Watches that one commit wakes share one read of the log.
+        """
+        async with self._following:
+            tail = self._tail
+            if tail is None or not tail.has_all_after(after, self._file.seen):
+                tail = self._tail = await self._read(partial(self._tail_after, after))
+        rows = [row for row in tail.rows if row[0] >= _first_id(after) and row[1].startswith(prefix)]
+        return Batch(tuple([self._change(*row) for row in rows]), tail.upto)
 
-        return await self._read(work)
+    def _tail_after(self, after: int, connection: sqlite3.Connection) -> _Tail:
+        head = self._file.head(connection)
+        if after < head.compacted:
+            raise CompactedError(after, head.compacted)
+        begin = _first_id(after)
+        row = connection.execute(
+            "SELECT id FROM log WHERE id >= ? ORDER BY id LIMIT 1 OFFSET ?", (begin, BATCH_CHANGES)
+        ).fetchone()
+        # The row may be in the middle of a revision: that one comes whole.
+        upto = max(after, head.revision) if row is None else row[0] >> PLACE_BITS
+        rows = connection.execute(
+            "SELECT id, key, value, checksum FROM log WHERE id >= ? AND id < ? ORDER BY id",
+            (begin, _first_id(upto)),
+        )
+        return _Tail(after, upto, tuple(rows), head.store_id)
 
     @property
     def news(self) -> trio.Event:
@@ -334,6 +344,7 @@ class SqliteStore:
     def _note_fault(self, limiter: trio.CapacityLimiter, error: StoreError) -> None:
         is_news = limiter not in self._faults
         self._faults[limiter] = error
+        self._tail = None
         if is_news:
             self._tell()  # so that watches do not sleep through it
 
@@ -345,6 +356,20 @@ class SqliteStore:
     def _tell(self) -> None:
         self._news.set()
         self._news = trio.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """The log's rows of some revisions: after ``after``, up to ``upto``."""
+
+    after: int
+    upto: int
+    rows: tuple[tuple[int, str, bytes | None, int], ...]  # id, key, value, checksum
+    store_id: str
+
+    def has_all_after(self, revision: int, seen: tuple[str, int]) -> bool:
+        """Whether nothing is known to have come since that a watch at ``revision`` has not had."""
+        return self.after <= revision <= self.upto and seen == (self.store_id, self.upto)
 
 
 class SqliteWatch:
