@@ -353,5 +353,6 @@ def _flat(commands: Iterable[Command]) -> list[Command]:
 
 CLASSIFIED: Final = frozenset({*_PLANS, *_REFUSED})  # names
 PLAIN: Final = frozenset({command for command in _flat(COMMANDS) if command.name in _PLAIN_NAMES})
+[GET] = [command for command in COMMANDS if command.name == "GET"]
 
 [_XREAD] = [command for command in COMMANDS if command.name == "XREAD"]

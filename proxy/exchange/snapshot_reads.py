@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
 PREIMAGE, ABSENT, TOO_LARGE = b"$1\r\np\r\n", b"$1\r\na\r\n", b"$1\r\nx\r\n"
+# Of one slot: the request for a pre-image and its marker, to be filled with size, key, size, key; and by how much a
+# size is larger than the key's.
+Pair = tuple[bytes, int]
 Asked = list[tuple[Address, bytes]]  # nodes, each with its history, in the order in which they were asked
 
 
@@ -79,7 +82,7 @@ class SnapshotReads:
         self._prefixes: dict[
             int, dict[int, tuple[bytes, ...]]
         ] = {}  # id -> hash slot -> of the markers' names
-        self._pairs: dict[int, tuple[bytes, int]] = {}
+        self._pairs: dict[int, Pair] = {}
         self._pairs_for = 0  # the snapshot
         self._judging: set[NodeConnection] = set()
 
@@ -138,15 +141,15 @@ class SnapshotReads:
         self._prefixes[snapshot_id][hash_slot] = found
         return found
 
-    def pairs_of(self, snapshot_id: int) -> dict[int, tuple[bytes, int]]:
+    def pairs_of(self, snapshot_id: int) -> dict[int, Pair]:
         """Hash slot -> how a pre-image and its marker are asked for. Those that are missing: see ``add_pair``."""
         if snapshot_id != self._pairs_for:
             self._pairs_for = snapshot_id
             self._pairs = {}
         return self._pairs
 
-    def add_pair(self, snapshot_id: int, hash_slot: int) -> tuple[bytes, int]:
-        """Of one slot: the request, to be filled with size, key, size, key; and how much longer the sizes are."""
+    def add_pair(self, snapshot_id: int, hash_slot: int) -> Pair:
+        """Of one slot."""
         before = marker_prefix(hash_slot, snapshot_id)
         form = b"*3\r\n$4\r\nMGET\r\n$%%d\r\n%b%%b\r\n$%%d\r\n%b%%b\r\n" % (
             preimage_prefix(hash_slot, snapshot_id),

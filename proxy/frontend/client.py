@@ -15,7 +15,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import assert_never
 
@@ -30,7 +30,7 @@ from proxy.exchange.read_groups import ReadGroup
 from proxy.exchange.read_policy import ReadPolicy, is_strong, uses
 from proxy.exchange.routes import KINDS
 from proxy.exchange.sessions import Session, token_of_now
-from proxy.exchange.snapshot_slots import Pair, SnapshotGet, SnapshotSlot, UnwrittenRead, WrittenGet
+from proxy.exchange.snapshot_slots import FastReads, SnapshotSlot
 from proxy.exchange.split import SPLIT_RULES, dispatch_split
 from proxy.exchange.transaction import (
     Queued,
@@ -522,34 +522,14 @@ class ClientConnection(OpenRequests):
         kind = self._kinds[Lane.READ]
         routes_of_slot = self.routes_of_slot
         touched, step = self.hub.touched, self.hub.step
-        # What a GET in a slot at rest needs, so that it is sent without a second look; else nothing.
-        histories: Container[bytes] = ()
-        prefixes: dict[int, tuple[bytes, ...]] = {}
-        pairs: dict[int, Pair] = {}
-        chain = self.preserver.chain
-        written: set[bytes] | None = None
-        if isinstance(number, int):
-            histories = reads.histories_of(number)
-            prefixes = reads.prefixes_of(number)
-            pairs = reads.pairs_of(number)
-            written = reads.snapshots.own_writes.since.get(number)
+        fast = FastReads(self, reads, number) if isinstance(number, int) else None
         for place, (command, raw, hash_slot, key) in enumerate(found):
             self.commands += 1
             self._last_command = command
-            if command is GET or (written is not None and is_plain(command)):
+            if fast is not None and command.only_reads:
                 route = routes_of_slot[hash_slot][kind]
-                is_unwritten = written is not None and key not in written
-                if (is_unwritten or command is GET) and route.ready and route.history in histories:  # type: ignore[union-attr]  # as in ``_relay_found``
-                    reads.reads_total += 1
-                    slot: SnapshotSlot
-                    if is_unwritten:
-                        slot = UnwrittenRead(self, command, raw, hash_slot, key, number, written)  # type: ignore[arg-type]
-                    elif written is not None and len(chain.ids) == 1:
-                        pair = pairs.get(hash_slot) or reads.add_pair(number, hash_slot)  # type: ignore[arg-type]
-                        slot = WrittenGet(self, command, hash_slot, key, number, pair)  # type: ignore[arg-type]
-                    else:
-                        names = prefixes.get(hash_slot) or reads.add_prefixes(number, hash_slot)  # type: ignore[arg-type]
-                        slot = SnapshotGet(self, command, hash_slot, key, number, names, chain)  # type: ignore[arg-type]
+                slot = fast.slot(command, raw, hash_slot, key, route.history) if route.ready else None  # type: ignore[union-attr]  # as in ``_relay_found``
+                if slot is not None:
                     self.slots.append(slot)
                     if route.guarded_step != step:  # type: ignore[union-attr]
                         reads.histories.guard(route, step)  # type: ignore[arg-type]
@@ -1208,7 +1188,6 @@ def _known(name: bytes) -> Command:
     return command
 
 
-GET = _known(b"GET")
 _QUIT = _known(b"QUIT")  # stands for what is no command in slots that carry only a reply
 
 _Handler = Callable[[ClientConnection, Command, list[bytes], bytes], None]

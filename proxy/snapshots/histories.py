@@ -169,6 +169,10 @@ class Histories:
         floors = self.floors.get(snapshot_id)
         return floors is not None and connection.history in floors
 
+    def history_at(self, address: Address) -> bytes:
+        """What the primary there last said; b"" if it said nothing lately."""
+        return self._history_of.get(address, b"")
+
     # -- judging
 
     def guard(self, connection: NodeConnection, step: int) -> None:

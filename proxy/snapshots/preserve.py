@@ -33,6 +33,7 @@ from proxy.upstream.reply_slot import ConnectionLostError
 from routing.redirect import Ask, Moved, Redirect, Wait, needs_attention
 from routing.snapshot import EMPTY_CHAIN, Chain
 from routing.snapshot_names import is_internal, marker, preimage
+from routing.topology import Address
 
 log = get_logger(__name__)
 
@@ -160,6 +161,7 @@ class Preserver:
         self.on_split: Callable[[int], None] = lambda hash_slot: (
             None
         )  # a marker was set in a slot that is split
+        self.history_at: Callable[[Address], bytes] = lambda address: b""  # of a node, as it last said
         self.ways: Ways
 
     # -- the hot path
@@ -345,6 +347,7 @@ class Preserver:
         for key in keys:
             words += (key, marker(slot, newest, key), preimage(slot, newest, key))
         words.append(b"%d" % self.settings.key_bytes_max)
+        history = self.history_at(connection.address)
         reply: bytes | None = None
         try:
             with trio.move_on_at(deadline):
@@ -374,8 +377,11 @@ class Preserver:
                     return f"{connection.address}: {redirect}"
                 case _:
                     raise PreserveFailedError(_text(reply))
-        for answer in decode(reply):
+        answers: list[int] = decode(reply)
+        for answer in answers:
             self._count(newest, answer)
+        kept = [key for key, answer in zip(keys, answers, strict=True) if answer > 0]
+        self.own_writes.kept(newest, [(key, preimage(slot, newest, key)) for key in kept], history)
         return None
 
     async def _by_steps(

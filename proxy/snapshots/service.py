@@ -152,6 +152,7 @@ class Snapshots:
         self.book.on_change = self._on_record
         self.preserver.on_failure = self._on_preserve_failure
         self.preserver.on_split = self.histories.mark_unsettled
+        self.preserver.history_at = self.histories.history_at
 
     def attach(self, ways: Ways) -> None:
         """The exchange is there."""

@@ -207,3 +207,20 @@ def _a_proxy_that_joins_is_not_waited_for() -> Iterator[None]:
 
     with patch.object(Snapshots, "recover", recover_at_once):
         yield
+
+
+@plant("a pre-image taken for kept in every history")
+def _a_pre_image_taken_for_kept_in_every_history() -> Iterator[None]:
+    class Every(bytes):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = bytes.__hash__
+
+    kept = OwnWrites.kept
+
+    def kept_everywhere(self: Any, snapshot_id: int, preimages: Any, history: bytes) -> None:
+        kept(self, snapshot_id, preimages, Every(history))
+
+    with patch.object(OwnWrites, "kept", kept_everywhere):
+        yield

@@ -32,6 +32,7 @@ FOUND_AT = {
     "a retried write that does not preserve": 51,
     "what another proxy writes is taken for known": 55,
     "a proxy that joins is not waited for": 287,
+    "a pre-image taken for kept in every history": 1,
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.snapshots.own_writes import OwnWrites
+from proxy.protocol.encode import frame
+from proxy.snapshots.own_writes import Kept, OwnWrites
 
 KEYS = [b"a", b"b", b"c"]
 
@@ -47,6 +48,21 @@ def test_another_writer_ends_what_is_known_for_good() -> None:
     own.begin(2)
     assert not own.shows(1, [b"b"])
     assert own.shows(2, [b"a"])
+
+
+def test_where_a_pre_image_was_kept_is_known_for_its_own_snapshot_alone() -> None:
+    """For an older one another pre-image may count, or another marker."""
+    own = OwnWrites(10)
+    own.begin(1)
+    own.begin(2)
+    own.note([b"a", b"b"])
+    own.kept(2, [(b"a", b"name")], b"history")
+    own.kept(2, [(b"b", b"name")], b"")
+    own.kept(3, [(b"a", b"name")], b"history")
+    kept = Kept(b"history", frame([b"GET", b"name"]))
+    assert own.since == {1: {b"a": None, b"b": None}, 2: {b"a": kept, b"b": None}}
+    own.note([b"a"])
+    assert own.since[2][b"a"] == kept
 
 
 ACTS = st.one_of(
