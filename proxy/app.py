@@ -449,6 +449,20 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
         lambda p: p.exchange.expired_total,
     ),
     (_counter("scripts_healed", "NOSCRIPT answers healed."), lambda p: p.exchange.scripts.healed_total),
+    (
+        _counter("snapshot_reads", "Reads of keys at snapshots."),
+        lambda p: p.exchange.snapshot_reads.reads_total,
+    ),
+    (
+        _counter(
+            "snapshot_reads_slow", "Reads at snapshots in steps, each of which waits for the one before."
+        ),
+        lambda p: p.exchange.snapshot_reads.slow_total,
+    ),
+    (
+        _counter("snapshot_reads_at_replicas", "Reads at snapshots that replicas served."),
+        lambda p: p.exchange.snapshot_reads.replicas.reads_total,
+    ),
     (_counter("connect_failures", "Failed connects to nodes."), lambda p: p.nodes.connect_failures_total),
     (_counter("overdue_connections", "Node connections closed as overdue."), lambda p: p.nodes.overdue_total),
     (_counter("topology_rounds", "Rounds of discovery."), lambda p: p.keeper.discovery.looks_total),

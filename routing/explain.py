@@ -117,6 +117,10 @@ SLOT_IN_FLUX: Final = "the slot is migrating, and is read at primaries until it 
 SLOT_UNOWNED: Final = "the slot has no owner"
 LEVEL_STRONG: Final = "level strong is read at the slot's owner"
 LEVEL_SNAPSHOT: Final = "level snapshot is read at the slot's owner: the key, then the markers"
+SNAPSHOT_UNWRITTEN: Final = (
+    "the key alone, at the slot's owner: nobody but this proxy writes, and it has not since the cut"
+)
+SNAPSHOT_AT_REPLICA: Final = "it has applied the cut, and the key was not written since"
 SNAPSHOT_IN_FLUX: Final = "the slot is migrating: the key, then each marker, is read wherever it is by then"
 NOT_OF_SNAPSHOT: Final = "nobody is asked, because nothing can answer this as of a snapshot"
 SNAPSHOT_REFUSED: Final = "nobody is asked, because the snapshot does not serve"

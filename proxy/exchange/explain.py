@@ -45,7 +45,7 @@ from routing.offsets import Point, Sample, SampleError, parse_sample
 from routing.promotion import Stage
 from routing.proof import Refusal, judge
 from routing.slot import slot_of
-from routing.snapshot_reads import plan
+from routing.snapshot_reads import is_plain, plan
 from routing.topology import Node
 
 READING_SCRIPTS = frozenset({"EVAL_RO", "EVALSHA_RO", "FCALL_RO"})
@@ -103,6 +103,7 @@ class _Read:
 
     command: Command
     key: bytes  # of several the first
+    keys: tuple[bytes, ...]
     slot: int
     asked: ReadLevel | None
     level: ReadLevel
@@ -125,7 +126,7 @@ def _read_of(arguments: Sequence[bytes], choice: LevelChoice, is_question: bool)
     if level.level is Level.SNAPSHOT:
         planned = plan(command, arguments)
         refusal = planned if isinstance(planned, str) else ""
-    return _Read(command, key, slot, choice.connection, level, because, why_owner, refusal)
+    return _Read(command, key, tuple(keys), slot, choice.connection, level, because, why_owner, refusal)
 
 
 def _whose_choice(choice: LevelChoice, key: bytes, is_question: bool) -> str:
@@ -235,7 +236,7 @@ class _Look:
         return await self._at_replica(shard)
 
     async def _of_snapshot(self) -> _Verdict:
-        """Its owner serves it, if the snapshot serves."""
+        """Its owner serves it, or a replica, if the snapshot serves."""
         snapshots, shard = self.exchange.snapshots, self.shard
         self.snapshot_id = self.read.level.snapshot_id or snapshots.current()
         if self.snapshot_id is None:
@@ -249,15 +250,25 @@ class _Look:
             return self._refused(self._not_served(), words.SLOT_UNOWNED)
         is_in_flux = self.read.slot in self.exchange.routes.in_flux
         why_owner = words.SNAPSHOT_IN_FLUX if is_in_flux else words.LEVEL_SNAPSHOT
+        is_unwritten = not is_in_flux and snapshots.own_writes.shows(self.snapshot_id, self.read.keys)
+        if is_unwritten:
+            why_owner = words.SNAPSHOT_UNWRITTEN
         verdict = await self._at_owner(why_owner, dict.fromkeys(_ids(shard), why_owner))
+        replicas = self.exchange.snapshot_reads.replicas
+        if is_unwritten and replicas.is_used and is_plain(self.read.command):
+            line = replicas.line(self.snapshot_id, self.read.slot, self.resp)
+            if line is not None:
+                replica = line[0].node
+                verdict = _Verdict(replica, {**verdict.why, replica.id: words.SNAPSHOT_AT_REPLICA})
         refusal = snapshots.refusal(self.snapshot_id)  # it may have ended meanwhile
         return verdict if refusal is None else self._refused(refusal, words.SNAPSHOT_REFUSED)
 
     def _markers(self) -> tuple[int, ...]:
         """Of which snapshots' markers the read asks."""
-        if self.snapshot_id is None:
+        snapshots = self.exchange.snapshots
+        if self.snapshot_id is None or snapshots.own_writes.shows(self.snapshot_id, self.read.keys):
             return ()
-        chain = self.exchange.snapshots.chain
+        chain = snapshots.chain
         return chain.markers_of(self.snapshot_id) if self.snapshot_id in chain.ids else ()
 
     def _staleness_seconds(self, chosen: CandidateFacts) -> float | None:

@@ -212,6 +212,10 @@ class OpenRequests(Requester):
 
     # -- dispatching
 
+    def kind_of(self, lane: Lane) -> int:
+        """The kind of connection for this client's requests on a lane, whatever else it has in flight."""
+        return self._kinds[lane]
+
     def choose_kind(self, only_reads: bool) -> int | None:
         """The kind of connection for the client's next command: ``routes_of_slot[slot][kind]`` is its route.
 

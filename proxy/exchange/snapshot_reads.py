@@ -29,6 +29,7 @@ import trio
 
 from proxy.bounded import for_each
 from proxy.exchange.failures import not_ready
+from proxy.exchange.snapshot_replicas import SnapshotReplicas
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import array, error, frame, integer
 from proxy.protocol.replies import elements
@@ -78,6 +79,7 @@ class SnapshotReads:
         self.histories: Histories = snapshots.histories
         self.reads_total = 0
         self.slow_total = 0  # of them, those that took the slow way
+        self.replicas = SnapshotReplicas(exchange.replicas, self.histories, snapshots.settings.read_at)
         self._chain: Chain | None = None
         self._prefixes: dict[
             int, dict[int, tuple[bytes, ...]]

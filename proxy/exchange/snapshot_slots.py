@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
 from proxy.exchange.snapshot_reads import ABSENT, PREIMAGE, Pair, SnapshotReads, stands_for
+from proxy.protocol.absence import could_mean_absence
 from proxy.protocol.canonical import canonical
 from proxy.protocol.encode import array, frame
 from proxy.protocol.replies import decode, elements
 from proxy.protocol.requests import key_of_simple, with_key
 from proxy.snapshots.own_writes import Kept, Written
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
 from routing.command import Command
 from routing.redirect import needs_attention
@@ -158,6 +160,60 @@ class UnwrittenRead(SnapshotSlot):
                 connection.hub.touched(requester)
         else:
             self.wait("its key was being written, or it was turned away")
+
+
+class ReplicaRead(UnwrittenRead):
+    """A read that a replica may serve; once ``history`` is b"", it is with the owner."""
+
+    __slots__ = ("history",)
+
+    def __init__(
+        self,
+        requester: OpenRequests,
+        command: Command,
+        raw: bytes,
+        hash_slot: int,
+        key: bytes,
+        snapshot_id: int,
+        written: Written,
+        history: bytes,
+    ) -> None:
+        super().__init__(requester, command, raw, hash_slot, key, snapshot_id, written)
+        self.history = history
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        reads = self._reads()
+        if not self.history:
+            super().on_reply(reply, connection)
+        elif (
+            connection.shown is not None
+            and connection.shown.replid == self.history
+            and not could_mean_absence(reply)
+        ):
+            reads.replicas.reads_total += 1
+            super().on_reply(reply, connection)
+        else:
+            self._ask_owner(reads)
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        if self.history:
+            self._ask_owner(self._reads())
+        else:
+            super().on_lost(sent, connection)
+
+    def _reads(self) -> SnapshotReads:
+        requester: OpenRequests = self.requester  # type: ignore[assignment]  # a cast costs time
+        return requester.exchange.snapshot_reads
+
+    def _ask_owner(self, reads: SnapshotReads) -> None:
+        self.history = b""
+        requester: OpenRequests = self.requester  # type: ignore[assignment]
+        owner = reads.connection_for(self.hash_slot, requester.kind_of(Lane.READ), self.snapshot_id)
+        if owner is None or requester.is_closed:
+            self.wait("a replica did not show that its key is there")
+        else:
+            reads.histories.guard(owner, requester.hub.step)
+            owner.queue(self)
 
 
 class KeptRead(SnapshotSlot):
@@ -350,6 +406,25 @@ class FastReads:
         self._pairs = reads.pairs_of(snapshot_id)
         self._written = reads.snapshots.own_writes.since.get(snapshot_id)
         self._chain = reads.snapshots.chain
+
+    def at_replica(self, command: Command, raw: bytes, hash_slot: int, key: bytes) -> ReplicaRead | None:
+        """Queued at a replica; None: it is not for one."""
+        replicas, written, client = self._reads.replicas, self._written, self._client
+        if written is None or key in written or command not in PLAIN:
+            return None
+        found = replicas.line(self._snapshot_id, hash_slot, client.resp)
+        if found is None or not self._reads.snapshots.is_view_fresh(self._snapshot_id):
+            return None
+        replica, connection = found
+        assert connection.shown is not None
+        slot = ReplicaRead(
+            client, command, raw, hash_slot, key, self._snapshot_id, written, connection.shown.replid
+        )
+        self._reads.reads_total += 1
+        replica.reads_total += 1
+        replicas.ask(replica, connection)
+        connection.queue(slot)
+        return slot
 
     def slot(
         self, command: Command, raw: bytes, hash_slot: int, key: bytes, history: bytes

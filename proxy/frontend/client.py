@@ -523,10 +523,14 @@ class ClientConnection(OpenRequests):
         routes_of_slot = self.routes_of_slot
         touched, step = self.hub.touched, self.hub.step
         fast = FastReads(self, reads, number) if isinstance(number, int) else None
+        at_replicas = reads.replicas.is_used
         for place, (command, raw, hash_slot, key) in enumerate(found):
             self.commands += 1
             self._last_command = command
             if fast is not None and command.only_reads:
+                if at_replicas and (read := fast.at_replica(command, raw, hash_slot, key)) is not None:
+                    self.slots.append(read)
+                    continue
                 route = routes_of_slot[hash_slot][kind]
                 slot = fast.slot(command, raw, hash_slot, key, route.history) if route.ready else None  # type: ignore[union-attr]  # as in ``_relay_found``
                 if slot is not None:

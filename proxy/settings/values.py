@@ -374,6 +374,13 @@ class OnPreserveFailure(Enum):
     REFUSE = "refuse"  # the write is refused, and the snapshots live on
 
 
+class ReadAt(Enum):
+    """Which nodes serve reads at snapshots."""
+
+    OWNERS = "owners"
+    REPLICAS = "replicas"
+
+
 class OnBudget(Enum):
     """What happens to a snapshot that is over its budget."""
 
@@ -444,6 +451,13 @@ class SnapshotSettings:
             at_least=0,
         ),
     ] = 1024 * 1024 * 1024
+    read_at: Annotated[
+        ReadAt,
+        Says(
+            "Which nodes serve reads at snapshots: owners, or replicas where they can prove it, of keys that were not "
+            "written since, while this proxy is the only one."
+        ),
+    ] = ReadAt.OWNERS
     on_budget: Annotated[
         OnBudget, Says("What happens to a snapshot that is over its budget: abort or warn.")
     ] = OnBudget.ABORT

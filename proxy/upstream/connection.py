@@ -28,6 +28,7 @@ from proxy.protocol.replies import (
 )
 from proxy.upstream.abandoned import ALL, Abandoned
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
+from routing.offsets import Point
 from routing.redirect import needs_attention
 from routing.topology import Address
 
@@ -67,6 +68,7 @@ class NodeConnection(Endpoint):
         # For the snapshots' keeping, which ends with the connection:
         self.known: set[bytes] = set()  # keys known to be preserved for the newest snapshot
         self.history = b""  # the replication id that was judged; b"": none was
+        self.shown: Point | None = None  # what a replica had applied, as it said last in front of such reads
         self.guarded_step = -1  # of the hub, in which the question whether it is still that was queued last
         self._abandoned = abandoned
         # Taken from out, not yet by the kernel; empty while all is well.

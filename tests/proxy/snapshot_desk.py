@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from proxy.snapshots.facts import Costs, SnapshotError, SnapshotFacts
+from proxy.snapshots.own_writes import OwnWrites
 from proxy.topology.audit import Operator
 from routing.snapshot import Chain, SnapshotRecord, SnapshotState, chain_of
 
@@ -43,6 +44,7 @@ class PlainDesk:
     asked: list[tuple[object, ...]] = field(default_factory=list)
     problem: str = ""
     cuts: int = 0
+    own_writes: OwnWrites = field(default_factory=lambda: OwnWrites(10))
 
     async def catch_up(self, snapshot_id: int | None) -> None:
         """It knows all there is."""

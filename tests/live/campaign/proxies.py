@@ -58,9 +58,10 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Steadyread:
-    """This repository's proxy, with its defaults."""
+    """This repository's proxy, with its defaults but for these settings."""
 
     name: str = "steadyread"
+    settings: tuple[str, ...] = ()  # NAME=VALUE
 
     @asynccontextmanager
     async def serving(self, cluster: Cluster) -> AsyncIterator[Address]:
@@ -69,7 +70,8 @@ class Steadyread:
         for seed in cluster.addresses[:3]:
             command += ["--seed", str(seed)]
         with tempfile.TemporaryDirectory(prefix="steadyread-record-") as directory:
-            command += ["--set", f"store.file={directory}/topology.sqlite"]
+            for setting in (f"store.file={directory}/topology.sqlite", *self.settings):
+                command += ["--set", setting]
             async with serving_process(command, address):
                 yield address
 

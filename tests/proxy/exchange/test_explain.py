@@ -398,6 +398,20 @@ async def test_a_snapshot_is_read_at_the_owner_by_the_markers_of_its_chain(
         assert (found.floor, scene.first.take(), found.because) == (None, [], words.BY_CONNECTION)
 
 
+async def test_what_a_proxy_that_writes_alone_has_not_written_needs_no_marker(
+    autojump_clock: MockClock, scene: Scene, desk: PlainDesk
+) -> None:
+    desk.own_writes.begin(5)
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=5))
+    scene.assert_by(found, scene.primary, Level.SNAPSHOT)
+    assert scene.why(found) == [words.SNAPSHOT_UNWRITTEN] * 3
+    assert found.markers == ()
+    desk.own_writes.note([scene.key])
+    found = await scene.explain(ReadLevel(Level.SNAPSHOT, snapshot_id=5))
+    assert scene.why(found) == [words.LEVEL_SNAPSHOT] * 3
+    assert found.markers == (5, 7, 8, 9)
+
+
 async def test_the_current_snapshot_is_the_newest_that_serves(
     autojump_clock: MockClock, scene: Scene, desk: PlainDesk
 ) -> None:
