@@ -10,7 +10,7 @@ from enum import Enum
 import trio
 
 from proxy.embedded.cluster import Cluster, Node
-from proxy.embedded.connection import ConnectionLost
+from proxy.embedded.connection import ConnectionLost, ServerError
 from proxy.embedded.moves import move_slot_stepwise, move_slots_atomically
 from tests.live.campaign.campaign import BATCH_KEYS
 from tests.live.levels.campaign import Movement
@@ -112,7 +112,7 @@ class Faulty:
             while True:
                 try:
                     maps = [await self._cluster.map_at(node) for node in running(self._cluster)]
-                except ConnectionLost:
+                except (ConnectionLost, ServerError):  # one begins, or loads its data still
                     maps = []
                 if maps and not any(map_.owned_by(victim.id) for map_ in maps):
                     return
