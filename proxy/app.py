@@ -173,7 +173,7 @@ class Proxy:
                 self.snapshots = Snapshots(
                     settings.snapshots,
                     self.topology,
-                    Links(self.nodes, self.private),
+                    Links(self.nodes, self.private, self.replica_nodes),
                     self.store,
                     dialer.abandoned,
                     self.id,

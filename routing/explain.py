@@ -116,7 +116,9 @@ def by_rule(prefix: bytes) -> str:
 SLOT_IN_FLUX: Final = "the slot is migrating, and is read at primaries until it has settled"
 SLOT_UNOWNED: Final = "the slot has no owner"
 LEVEL_STRONG: Final = "level strong is read at the slot's owner"
-LEVEL_SNAPSHOT: Final = "level snapshot is read at the slot's owner: the key, then the markers"
+LEVEL_SNAPSHOT: Final = (
+    "level snapshot is read at the slot's owner: the key and its markers, or what stands for it"
+)
 SNAPSHOT_UNWRITTEN: Final = (
     "the key alone, at the slot's owner: nobody but this proxy writes, and it has not since the cut"
 )

@@ -77,7 +77,7 @@ class SnapshotReads:
         self.exchange = exchange
         self.snapshots = snapshots
         self.histories: Histories = snapshots.histories
-        self.reads_total = 0
+        self.reads_total = 0  # commands of clients
         self.slow_total = 0  # of them, those that took the slow way
         self.replicas = SnapshotReplicas(exchange.replicas, self.histories, snapshots.settings.read_at)
         self._chain: Chain | None = None
@@ -230,7 +230,6 @@ class SnapshotReads:
             return error(planned)
         if (refused := self.snapshots.refusal(snapshot_id)) is not None:
             return refused
-        self.reads_total += 1
         self.slow_total += 1
         try:
             if command.name in SPLIT:

@@ -1,4 +1,9 @@
-"""A client's plain read of one key at a snapshot, and the question for the key's markers behind it."""
+"""A client's plain read of one key at a snapshot: where the key stands, or what stands for it; with or without markers.
+
+``FastReads`` chooses. By what this proxy knows while it alone writes, no marker is asked for: ``UnwrittenRead``,
+``ReplicaRead``, ``KeptRead``; or it is asked for with the pre-image: ``WrittenGet``. Else ``SnapshotGet`` asks for it
+with the key, and ``SnapshotSlot`` behind it. What is not as expected is read the slow way (``snapshot_reads``).
+"""
 
 from __future__ import annotations
 

@@ -580,6 +580,7 @@ class ClientConnection(OpenRequests):
         number = self.snapshot_now()
         if isinstance(number, bytes):
             return number
+        self.exchange.snapshot_reads.reads_total += 1
         deadline = trio.current_time() + self.exchange.deadline_seconds
         return await self.exchange.snapshot_reads.read_at(
             number, command, arguments, resp=self.resp, deadline=deadline

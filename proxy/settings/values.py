@@ -479,7 +479,8 @@ class SnapshotSettings:
     known_keys_max: Annotated[
         int,
         Says(
-            "Keys that one node connection remembers as preserved; past it they are forgotten and asked for again.",
+            "Keys that one node connection remembers as preserved; past it they are forgotten and asked for again. "
+            "Of so many, too, a proxy knows without asking whether they were written since a cut.",
             at_least=1000,
         ),
     ] = 200_000

@@ -13,17 +13,20 @@ from routing.topology import Address
 class Links:
     """Those over which it writes, and to each node one over which it asks."""
 
-    def __init__(self, nodes: Nodes, private: PrivateConnections) -> None:
+    def __init__(self, nodes: Nodes, private: PrivateConnections, at_replicas: Nodes | None = None) -> None:
         self._nodes = nodes
         self._private = private
+        self._at_replicas = at_replicas
 
     def shared(self) -> Iterable[NodeConnection]:
         """The write lanes."""
         return self._nodes.on_lane(Lane.WRITE)
 
     def reading(self) -> Iterable[NodeConnection]:
-        """The read lanes."""
-        return self._nodes.on_lane(Lane.READ)
+        """The read lanes, those to replicas too."""
+        yield from self._nodes.on_lane(Lane.READ)
+        if self._at_replicas is not None:
+            yield from self._at_replicas.on_lane(Lane.READ)
 
     def private(self) -> Iterable[NodeConnection]:
         """Those in use by one client each."""

@@ -293,6 +293,9 @@ class Members:
         except LeaseExpiredError as error:
             self._detach(str(error))
             return
+        # Who has joined before the renewal was sent is heard of now, also if the watch stands still: so one that joins
+        # waits no longer than a lease for the others to have heard of it, or to be detached.
+        await self.fresh_others()
         self._end_if_due()
         if self._is_attached and lease == self._lease:
             self.valid_until = began + self._ttl_seconds

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 from proxy.protocol.encode import frame
 
+KEY_BYTES_MAX = 256  # of a longer one the request is not kept
+
 
 class Kept(NamedTuple):
     """Where a key's pre-image is."""
@@ -46,19 +48,20 @@ class OwnWrites:
         self.since[snapshot_id] = {}
 
     def note(self, keys: Collection[bytes]) -> None:
-        """These may be written from now on. A snapshot with more than ``keys_max`` is not known of any more."""
-        for snapshot_id, written in list(self.since.items()):
+        """These may be written from now on. With more than ``keys_max`` of all, the oldest is not known of any more."""
+        for written in self.since.values():
             for key in keys:
                 written.setdefault(key, None)
-            if len(written) > self._keys_max:
-                del self.since[snapshot_id]
+        while sum(map(len, self.since.values())) > self._keys_max:
+            del self.since[min(self.since)]
 
     def kept(self, snapshot_id: int, preimages: Iterable[tuple[bytes, bytes]], history: bytes) -> None:
         """These (key, name of its pre-image) are at a node that had shown this history before; b"": none."""
         written = self.since.get(snapshot_id)
         if written is not None and history:
             for key, name in preimages:
-                written[key] = Kept(history, frame([b"GET", name]))
+                if len(key) <= KEY_BYTES_MAX:
+                    written[key] = Kept(history, frame([b"GET", name]))
 
     def keep(self, snapshot_ids: Collection[int]) -> None:
         """Only these can be read still."""

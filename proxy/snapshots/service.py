@@ -126,6 +126,11 @@ class Snapshots:
         self._is_blind = False  # this proxy may have written past what others have cut
         # Others' snapshots that serve: this proxy writes when their owners have heard of it. See ``_await_owners``.
         self._owners: dict[int, str] = {}
+        self._attempt_of = 0  # the snapshot that this proxy is opening
+        self._had_strangers = False  # there were connections of proxies that are no members, in that attempt
+        self._ended_before: set[int] = (
+            set()
+        )  # aborted before this proxy joined, and maybe read elsewhere still
         self._began_at = now()
         self.bypass = BypassWatch(
             self._ask,
@@ -350,14 +355,20 @@ class Snapshots:
         if not self.members.is_attached():
             self._is_blind = True
             log.warning("snapshots_unknown", reason=failure)
-            return
+        known = self.book.records.values()
         self._owners = {
             record.id: record.owner
-            for record in self.book.records.values()
-            if record.state in READABLE and record.owner in self.members.others
+            for record in known
+            if record.state in READABLE and record.owner != self._proxy_id
         }
         if self._owners:
             self.preserver.hold(UNHEARD)
+        if self.members.others:  # one that was aborted just now may serve there still
+            self._ended_before = {
+                record.id for record in known if record.state is SnapshotState.ABORTED and record.is_cut
+            }
+            self._lingering |= self._ended_before
+            self._adopt_chain()
 
     async def run(self) -> None:
         """Look after the snapshots until cancelled."""
@@ -429,20 +440,16 @@ class Snapshots:
     async def _await_owners(self) -> None:
         """Hold this proxy's first writes until nobody reads as if they could not be (``OwnWrites``).
 
-        The owner of a snapshot that serves may be the only proxy that it knows of. It hears of this one by the store,
-        or loses its lease; if it does neither, the snapshot ends.
+        The owner of a snapshot that serves may be the only proxy that it knows of. It hears of this one when it renews
+        its lease, if not before, or loses the lease (``Members``): either within the time of a lease.
         """
-        try:
-            deadline = trio.current_time() + 2 * self.settings.member_ttl_seconds
-            for number, owner in self._owners.items():
-                if (
-                    await self.members.wait_acks(number, Phase.SHARED, {owner}, deadline)
-                    & self.members.others.keys()
-                ):
-                    self._abort([number], f"{owner}, which opened it, does not notice {self._proxy_id}")
-        finally:
-            self._owners.clear()
-            self.preserver.release(UNHEARD)
+        deadline = trio.current_time() + 2 * self.settings.member_ttl_seconds
+        if not self.members.is_attached():  # nobody says who has heard
+            await trio.sleep_until(deadline)
+        for number, owner in self._owners.items():
+            owners = {owner} if owner else {*self.members.others}  # "": of a record that cannot be read
+            await self.members.wait_acks(number, Phase.SHARED, owners, deadline)
+        self.preserver.release(UNHEARD)
 
     # -- opening
 
@@ -451,10 +458,10 @@ class Snapshots:
         record = await self.book.allocate(
             name, expires_at, operator, open_max=self.settings.open_max, alone=True
         )
-        number = record.id
+        number = self._attempt_of = record.id
         try:
             async with self._attention(number) as others:
-                had_strangers = await self._kill_leftovers()
+                had_strangers = self._had_strangers = await self._kill_leftovers()
                 abandoned_before = self._abandoned.added_total
                 await self._cut(number, others)
                 began = trio.current_time()
@@ -497,6 +504,7 @@ class Snapshots:
             self._abort([number], f"not opened: {reason}")
             raise
         finally:
+            self._attempt_of = 0
             self._end_barrier(number)
 
     @asynccontextmanager
@@ -614,18 +622,11 @@ class Snapshots:
         self._adopt_chain()
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
-            self._spoiled = None
-            self._barrier = Barrier(self.preserver, self._links)
-            self._barrier_of = number
             is_own = new.owner == self._proxy_id
-            if self._multis:
-                self._spoiled = "writes over several slots were being retried"
-            if not is_own or self._others_cut_too:
-                self.preserver.hold(CUT)
-            elif not self.members.others:
-                self.own_writes.begin(number)
-            if not is_own:
-                self._start(self._cut_for_other, new, self._barrier)
+            if (
+                not is_own or number == self._attempt_of
+            ):  # else its opening was given up, and nobody ends a barrier
+                self._begin_barrier(new, is_own=is_own)
         elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
             self._start(self._attend, new)
         elif is_cut_now:
@@ -658,21 +659,41 @@ class Snapshots:
             self._end_barrier(number)
         self._has_work.set()
 
+    def _begin_barrier(self, record: SnapshotRecord, *, is_own: bool) -> None:
+        """Cut: what is sent from here on preserves for the snapshot. Synchronous."""
+        self._end_barrier(self._barrier_of)
+        self._spoiled = "writes over several slots were being retried" if self._multis else None
+        self._barrier = Barrier(self.preserver, self._links)
+        self._barrier_of = record.id
+        if not is_own or self._others_cut_too:
+            self.preserver.hold(CUT)
+        elif not self.members.others and not self._had_strangers:
+            self.own_writes.begin(record.id)
+        if not is_own:
+            self._start(self._cut_for_other, record, self._barrier)
+
     def _adopt_chain(self) -> None:
         chain = chain_of(
             replace(record, state=SnapshotState.CLOSING) if record.id in self._lingering else record
             for record in self.book.records.values()
         )
+        self._forget_own_writes()
         if chain == self.preserver.chain:
             return
         newest_before = self.preserver.newest
         self.preserver.chain = chain
         self.preserver.newest = chain.newest
-        self.own_writes.keep(chain.ids)
         self.sweeper.chain_changed()
         self.bypass.chain_changed()
         if chain.newest != newest_before:
             self._clear_known()
+
+    def _forget_own_writes(self) -> None:
+        """Of snapshots that are not read any more."""
+        records = self.book.records.values()
+        self.own_writes.keep(
+            [record.id for record in records if record.is_open and record.id not in self._ended]
+        )
 
     def _may_be_read_elsewhere(self) -> bool:
         return (
@@ -761,6 +782,10 @@ class Snapshots:
         if self._store.is_shared:
             await trio.sleep(2 * self.settings.member_ttl_seconds)
         self._read_no_more.update(ended)
+        self._lingering -= self._ended_before
+        self._adopt_chain()
+        self._lingered.set()
+        self._lingered = trio.Event()
         self.sweeper.chain_changed()
 
     async def _finish_reading(self, number: int) -> None:
@@ -819,6 +844,7 @@ class Snapshots:
             self._unrecorded[number] = reason
             self.aborted_total += 1
             log.warning("snapshot_aborted", id=number, reason=reason)
+        self._forget_own_writes()
         self._has_work.set()
 
     def _on_unproven(self, numbers: Iterable[int], reason: str) -> None:
@@ -936,6 +962,7 @@ class Snapshots:
                 continue
             await self._look_for_evictions()
             if self.bypass.strangers():
+                self.own_writes.end()
                 with suppress(StoreError):  # one that has just joined is none
                     await self.members.fresh_others()
                 await self.bypass.look()

@@ -56,6 +56,7 @@ POLL_SECONDS: Final = 0.1  # between two looks for what other processes did
 ATTENTIVE_SECONDS: Final = 0.001  # the same while somebody is ``attentive``
 CHECKPOINT_SECONDS: Final = 1.0  # between two looks at the length of the WAL
 BATCH_CHANGES: Final = 1000  # of the log are read at a time, whole revisions aside
+TAIL_BYTES_MAX: Final = 1 << 20  # of values that are kept for other watches
 SWEEP_ROWS: Final = 500  # of the log are looked at in one slice of a compaction, at most
 SWEEP_SECONDS: Final = 0.005  # after which a slice ends
 OPERATIONS_MAX: Final = 1 << PLACE_BITS  # of one commit
@@ -241,6 +242,8 @@ class SqliteStore:
             tail = self._tail
             if tail is None or not tail.has_all_after(after, self._file.seen):
                 tail = self._tail = await self._read(partial(self._tail_after, after))
+                if sum(len(row[2] or b"") for row in tail.rows) > TAIL_BYTES_MAX:
+                    self._tail = None  # too much to be kept
         rows = [row for row in tail.rows if row[0] >= _first_id(after) and row[1].startswith(prefix)]
         return Batch(tuple([self._change(*row) for row in rows]), tail.upto)
 
@@ -369,7 +372,9 @@ class _Tail:
 
     def has_all_after(self, revision: int, seen: tuple[str, int]) -> bool:
         """Whether nothing is known to have come since that a watch at ``revision`` has not had."""
-        return self.after <= revision <= self.upto and seen == (self.store_id, self.upto)
+        if self.after <= revision < self.upto:
+            return seen[0] == self.store_id
+        return revision == self.upto and seen == (self.store_id, self.upto)
 
 
 class SqliteWatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -438,7 +439,7 @@ async def test_a_proxy_that_joins_writes_when_the_only_other_one_has_heard_of_it
         assert a.snapshots.own_writes.shows(record.id, [b"key"])
         a.view.is_late = True
         async with joining(a, "joiner") as joiner:
-            await trio.sleep(SETTINGS.member_ttl_seconds)
+            await trio.sleep(0.3)
             assert a.snapshots.own_writes.shows(record.id, [b"key"])
             assert joiner.snapshots.preserver.is_held
             a.view.catch_up()
@@ -478,14 +479,89 @@ async def test_a_proxy_that_joins_does_not_wait_for_one_that_is_gone(autojump_cl
             assert joiner.state_of(record.id) is SnapshotState.SERVING
 
 
-async def test_a_snapshot_ends_whose_owner_is_there_and_does_not_hear(autojump_clock: MockClock) -> None:
+async def test_an_owner_whose_watch_stands_still_hears_when_it_renews_its_lease(
+    autojump_clock: MockClock,
+) -> None:
     async with proxies(1) as (a,):
         record = await a.snapshots.open("", 60.0, WHO)
         a.view.is_late = True
         async with joining(a, "joiner") as joiner:
-            await trio.sleep(2 * SETTINGS.member_ttl_seconds + 1.0)
-            assert joiner.state_of(record.id) is SnapshotState.ABORTED
+            await trio.sleep(SETTINGS.member_ttl_seconds)
+            assert not a.snapshots.own_writes.since
+            assert a.snapshots.is_usable(record.id)
+            a.view.catch_up()
+            await trio.sleep(0.1)
             assert not joiner.snapshots.preserver.is_held
+
+
+async def test_a_proxy_that_could_not_join_in_time_waits_until_it_is_heard_of(
+    autojump_clock: MockClock,
+) -> None:
+    """It has read that a snapshot serves; its entry is in the store, maybe."""
+    async with proxies(1) as (a,):
+        record = await a.snapshots.open("", 60.0, WHO)
+        a.view.is_late = True
+        joiner = Proxy(a.view._store, "joiner", SETTINGS)
+        joiner.snapshots.members.fresh_others = trio.sleep_forever  # type: ignore[method-assign, assignment]
+        await joiner.snapshots.recover(1.0)
+        assert joiner.newest == record.id
+        assert joiner.snapshots.preserver.is_held
+
+
+async def test_a_cut_whose_opening_was_given_up_holds_nobody(autojump_clock: MockClock) -> None:
+    """The store may carry out what was cancelled, and the watch brings it."""
+    async with proxies(2) as (a, _):
+        await a.snapshots.open("", 60.0, WHO)
+        number = a.snapshots.book.last_id + 1
+        late = SnapshotRecord(number, SnapshotState.OPENING, 0.0, owner="proxy0")
+        a.snapshots.book._adopt(late, 1_000)
+        a.snapshots.book._adopt(replace(late, is_cut=True), 1_001)
+        assert a.newest == number
+        assert a.snapshots._barrier is None
+        assert not a.snapshots.preserver.is_held
+        assert number not in a.snapshots.own_writes.since
+
+
+async def test_nothing_is_known_of_a_snapshot_that_was_opened_past_other_proxies(
+    autojump_clock: MockClock,
+) -> None:
+    """A proxy that lost its lease has connections still, and writes when it goes on."""
+    async with proxies(1) as (a,):
+        found = [True, False]
+
+        async def kill_strangers() -> bool:
+            return found.pop(0)
+
+        a.snapshots._kill_strangers = kill_strangers  # type: ignore[method-assign]
+        await a.snapshots.open("", 60.0, WHO)
+        assert not a.snapshots.own_writes.since
+
+
+async def test_a_proxy_that_joins_preserves_for_what_was_aborted_just_now(autojump_clock: MockClock) -> None:
+    """Another one may not have heard of the end yet."""
+    async with proxies(2) as (a, b):
+        record = await a.snapshots.open("", 60.0, WHO)
+        await wait_all_tasks_blocked()
+        b.view.is_late = True
+        a.snapshots._abort([record.id], "it is over its budget")
+        await trio.sleep(0.5)
+        async with joining(a, "joiner") as joiner:
+            assert b.snapshots.is_usable(record.id)
+            assert joiner.newest == record.id
+            await trio.sleep(2 * SETTINGS.member_ttl_seconds + 1.0)
+            assert joiner.newest == 0
+
+
+async def test_what_is_known_of_ended_snapshots_is_forgotten(autojump_clock: MockClock) -> None:
+    async with proxies(1) as (a,):
+        first = await a.snapshots.open("", 600.0, WHO)
+        for _ in range(3):
+            other = await a.snapshots.open("", 600.0, WHO)
+            await a.snapshots.close(other.id, WHO)
+        another = await a.snapshots.open("", 600.0, WHO)
+        assert set(a.snapshots.own_writes.since) == {first.id, another.id}
+        a.snapshots._abort([another.id], "it is over its budget")
+        assert set(a.snapshots.own_writes.since) == {first.id}
 
 
 async def test_proxies_that_begin_anew_together_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
