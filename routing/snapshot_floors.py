@@ -78,6 +78,10 @@ def judge(
         return Proven(same)
     before = floors.get(sample.second.replid)
     if before is None:
+        if not slots and any(floor.slots is None for floor in floors.values()):
+            return Unproven(
+                "it owns nothing now, and while no proxy watched it may have had, and lost, something"
+            )
         if not slots:
             # A node that owns nothing has nothing that a snapshot counts on; what comes, comes by migrations.
             return Proven(ShardFloor(sample.point, frozenset(), config_epoch, is_settled=not is_importing))

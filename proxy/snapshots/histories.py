@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import NamedTuple, Protocol
 
 import trio
@@ -98,6 +99,13 @@ class Doubt(NamedTuple):
     since: float  # Trio time
 
 
+class Unseen(NamedTuple):
+    """Of one snapshot."""
+
+    histories: set[bytes]
+    since: float  # Trio time
+
+
 class Histories:
     """See the module's text. ``on_unproven(ids, reason)`` is called, synchronously, for snapshots that end by it."""
 
@@ -117,6 +125,12 @@ class Histories:
         # Slots that came from another shard, and whose they were, until that node has shown that it had its data until
         # then: one that restarted empty, and was drained before anybody looked, would hand its emptiness on.
         self.in_doubt: dict[int, Doubt] = {}
+        # Histories of nodes that owned nothing when they were first seen, and when that was (Trio time): they say
+        # nothing of what a node may have had, and handed on, before.
+        self._blank_since: dict[bytes, float] = {}
+        # Snapshots known from their records: which histories of the cut were not seen yet, since when (Trio time).
+        # What their nodes had may have moved while nobody watched, and been lost before that.
+        self._unseen: dict[int, Unseen] = {}
         self._begun_at = 0.0  # Trio time at which a snapshot's floors were added last
         self._judged_at: dict[
             Address, float
@@ -129,15 +143,19 @@ class Histories:
     def begin(self, snapshot_id: int, floors: Mapping[bytes, ShardFloor]) -> None:
         """A snapshot serves from now on: cut here with these floors, or known from its record."""
         self.floors[snapshot_id] = dict(floors)
+        if any(floor.slots is None for floor in floors.values()):
+            self._unseen[snapshot_id] = Unseen({*floors}, trio.current_time())
         self._begun_at = trio.current_time()
         self._wanted.set()
 
     def end(self, snapshot_id: int) -> None:
         self.floors.pop(snapshot_id, None)
+        self._unseen.pop(snapshot_id, None)
         if not self.floors:
             self._history_of.clear()
             self._judged_at.clear()
             self.in_doubt.clear()
+            self._blank_since.clear()
 
     def recorded(self, snapshot_id: int) -> dict[str, Floor]:
         """For the snapshot's record."""
@@ -159,7 +177,9 @@ class Histories:
 
     def is_in_doubt(self, hash_slot: int | None) -> bool:
         """Whether it is not known that the slot came here with its data; None: any slot. It is looked into at once."""
-        if not self.in_doubt or (hash_slot is not None and hash_slot not in self.in_doubt):
+        if not self._unseen and (
+            not self.in_doubt or (hash_slot is not None and hash_slot not in self.in_doubt)
+        ):
             return False
         self._wanted.set()
         return True
@@ -233,6 +253,12 @@ class Histories:
         async with trio.open_nursery() as nursery:
             for address in {*former, *(shard.primary.address for shard in self._topology.view.shards)}:
                 nursery.start_soon(one, address)
+        for snapshot_id, unseen in list(self._unseen.items()):
+            if trio.current_time() - unseen.since > DOUBT_SECONDS:
+                self._on_unproven(
+                    [snapshot_id],
+                    "a node that was there at the cut does not show its data, which may have moved on",
+                )
         oldest = min((doubt.since for doubt in self.in_doubt.values()), default=trio.current_time())
         if trio.current_time() - oldest > DOUBT_SECONDS:
             sources = ", ".join(sorted({str(doubt.source) for doubt in self.in_doubt.values()}))
@@ -257,8 +283,12 @@ class Histories:
         if asked.at < max(self._begun_at, self._judged_at.get(address, 0.0)):
             return False  # something newer was judged, or a floor was taken since
         history = sample.point.replid
+        for snapshot_id, unseen in list(self._unseen.items()):
+            unseen.histories.discard(history)
+            if not unseen.histories:
+                del self._unseen[snapshot_id]
         if self.floors and all(history in floors for floors in self.floors.values()):
-            self._clear_doubts(address, asked.at)
+            self._clear_doubts(address, history, asked.at)
         before = self._history_of.get(address)
         if before is not None and before != history and self._forget_known(address):
             self._on_unproven(
@@ -278,6 +308,8 @@ class Histories:
             return False
         # A floor may be taken anew only from what was said after the slots were seen to be there.
         self._judged_at[address] = asked.at
+        if not standing.slots and not any(history in floors for floors in self.floors.values()):
+            self._blank_since.setdefault(history, asked.at)
         self._judge_all(address, sample, standing, may_retake=standing == asked.standing)
         return True
 
@@ -296,6 +328,10 @@ class Histories:
             if not is_usable and may_retake and not standing.is_importing:
                 floor = retaken(sample, standing.slots, epoch)
             floors[history] = floor
+            if is_new:
+                floors.pop(
+                    sample.second.replid, None
+                )  # of the primary that failed over: nobody need look for it
             is_changed |= is_new
         if is_changed:
             self._on_floors()
@@ -331,11 +367,15 @@ class Histories:
             if pair in went:
                 self.in_doubt[slot] = Doubt(old.shards[pair[0]].primary.address, now)
 
-    def _clear_doubts(self, address: Address, asked_at: float) -> None:
+    def _clear_doubts(self, address: Address, history: bytes, asked_at: float) -> None:
         """A node was asked then, and has the history that it had."""
-        for slot in [
-            s for s, doubt in self.in_doubt.items() if doubt.source == address and doubt.since <= asked_at
-        ]:
+        blank_since = self._blank_since.get(history, -inf)
+        cleared = [
+            slot
+            for slot, doubt in self.in_doubt.items()
+            if doubt.source == address and blank_since < doubt.since <= asked_at
+        ]
+        for slot in cleared:
             del self.in_doubt[slot]
 
     def _see(self, standing: Standing, others: Iterable[Standing]) -> None:

@@ -313,3 +313,47 @@ async def test_one_guard_stands_before_the_reads_of_a_step() -> None:
     for step in (4, 4, 5, -1, -1):
         guard(world.one, step)  # type: ignore[arg-type]
     assert len(world.one.queued) == 4
+
+
+async def test_after_a_restart_nothing_is_read_before_every_history_of_the_cut_was_seen(
+    autojump_clock: MockClock,
+) -> None:
+    """A node may have come back empty and handed its slots on, while no proxy watched."""
+    world = World()
+    world.histories.begin(ID, restored({"x": Floor(FIRST.decode(), 100), "y": Floor(OTHER.decode(), 100)}))
+    assert world.histories.is_in_doubt(3)
+    world.two.is_lost = True
+    await world.look()
+    assert world.histories.is_in_doubt(3)
+    world.two.is_lost = False
+    await world.look()
+    assert not world.histories.is_in_doubt(3)
+    again = World()
+    again.histories.begin(ID, restored({"x": Floor(FIRST.decode(), 100), "y": Floor(OTHER.decode(), 100)}))
+    again.two.says_history = THIRD  # it lost all, and
+    again.first_of_two = SLOT_COUNT  # its slots went to the other one
+    again.see()
+    await again.look()
+    assert ID in again.ended
+
+
+async def test_a_node_that_came_back_empty_and_was_drained_clears_no_doubt() -> None:
+    world = World()
+    world.begin()
+    await world.look()
+    world.two.says_history = THIRD
+    world.first_of_two = SLOT_COUNT
+    world.see()
+    for _ in range(3):
+        await world.look()
+        assert world.histories.is_in_doubt(HALF)
+
+
+async def test_a_failed_over_primary_is_not_looked_for_after_a_restart() -> None:
+    world = World()
+    world.begin()
+    await world.look()
+    world.one.promote(SECOND, 900)
+    await world.look()
+    assert not world.ended
+    assert set(world.histories.recorded(ID)) == {SECOND.decode(), OTHER.decode()}
