@@ -300,7 +300,7 @@ def _shown_snapshot(snapshot_id: int, markers: Sequence[int]) -> str:
 
 
 def _shown_share(share: float) -> str:
-    return f"a hot key: {share:.1%} of the reads that this proxy has looked at of late"
+    return f"{share:.1%} of the reads that this proxy has looked at of late"
 
 
 def _candidate_lines(candidates: Sequence[Mapping[str, Any]]) -> list[str]:

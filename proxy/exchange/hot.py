@@ -148,14 +148,14 @@ class HotSampler:
     def _facts_of(self, seen: _Seen, number: int) -> HotFacts:
         now = self._clock()
         total, seconds = seen.slots.total(now), seen.slots.seconds(now)
-        rate = self.options.sample_every / seconds if seconds > 0 else 0.0
+        every = self.options.sample_every
 
         def hot(counted: Counted[Item]) -> Hot[Item]:
             return Hot(
                 counted.item,
                 counted.at_least / total,
                 min(1.0, counted.count / total),
-                counted.at_least * rate,
+                counted.at_least * every / seconds if seconds > 0 else 0.0,
             )
 
         def hottest(counts: RecentCounts[Item]) -> tuple[Hot[Item], ...]:
