@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from heapq import nlargest
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
@@ -96,11 +98,15 @@ class SpaceSaving(Generic[Item]):
 
     def counted(self, item: Item) -> Counted[Item]:
         """What is known of ``item``, with a counter or without."""
+        return Counted(item, *self.bounds(item))
+
+    def bounds(self, item: Item) -> tuple[int, int]:
+        """The same as count and error."""
         count = self._counts.get(item)
         if count is None:
             least = self.count_max_of_others
-            return Counted(item, least, least)
-        return Counted(item, count, self._errors.get(item, 0))
+            return least, least
+        return count, self._errors.get(item, 0)
 
     def __iter__(self) -> Iterator[Item]:
         """The items that have a counter."""
@@ -136,15 +142,18 @@ class RecentCounts(Generic[Item]):
 
     def counted(self, item: Item, now: float) -> Counted[Item]:
         self._turn(now)
-        first, second = self._filling.counted(item), self._full.counted(item)
-        return Counted(item, first.count + second.count, first.error + second.error)
+        return self._counted(item)
 
     def top(self, number: int, now: float) -> list[Counted[Item]]:
         """The ``number`` items that have come most often for certain, most first; of equals the one seen first."""
         self._turn(now)
-        items = dict.fromkeys([*self._full, *self._filling])
-        found = [self.counted(item, now) for item in items]
-        return sorted(found, key=lambda each: (-each.at_least, -each.count))[:number]
+        found = (self._counted(item) for item in dict.fromkeys([*self._full, *self._filling]))
+        return nlargest(number, found, key=attrgetter("at_least", "count"))
+
+    def _counted(self, item: Item) -> Counted[Item]:
+        count, error = self._filling.bounds(item)
+        count_before, error_before = self._full.bounds(item)
+        return Counted(item, count + count_before, error + error_before)
 
     def _turn(self, now: float) -> None:
         """Begin the window that ``now`` is in."""

@@ -544,7 +544,7 @@ class HotSettings:
         Says(
             "Keys, and slots, counted at the same time. All that make up more than 1 part in this number are found.",
             at_least=16,
-            at_most=10_000,
+            at_most=1000,
             is_live=True,
         ),
     ] = 256

@@ -23,6 +23,7 @@ def test_counts_are_within_their_bounds(stream: list[int], capacity: int) -> Non
         counters.add(item)
         truth[item] += 1
         assert len(counters) == min(capacity, len(truth))
+        assert counters._errors.keys() <= set(counters)  # nothing is kept of who lost its counter
     assert counters.total == len(stream)
     held = [counters.counted(item) for item in counters]
     assert sum(each.count for each in held) == len(stream)
@@ -75,6 +76,18 @@ def test_what_was_hot_an_hour_ago_is_not() -> None:
         assert recent.total(1061.0) == others_come
         assert recent.counted(b"hot", 4610.0).count == recent.total(4610.0) == 0
         assert recent.seconds(4610.0) == 0.0
+
+
+def test_what_has_come_for_certain_is_on_top() -> None:
+    """Before what has come oftener by a counter that was won from others."""
+    recent: RecentCounts[str] = RecentCounts(2, 1.0, 0.0)
+    for item in "aaaaabcdex":  # x has the count 5, of which 4 are others'
+        recent.add(item, 0.5)
+    recent.add("x", 1.5)
+    assert [(each.item, each.count, each.at_least) for each in recent.top(2, 1.5)] == [
+        ("a", 5, 5),
+        ("x", 6, 2),
+    ]
 
 
 def test_the_top_of_a_skewed_stream_is_found_with_few_counters() -> None:

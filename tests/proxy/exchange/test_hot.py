@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.exchange.hot import KEY_BYTES_MAX, KEYS_PER_COMMAND_MAX, SLOT_SERIES_MAX, HotSampler
+from proxy.exchange.hot import KEY_BYTES_MAX, KEYS_PER_COMMAND_MAX, NEVER, SLOT_SERIES_MAX, HotSampler
 from proxy.protocol.requests import Simple
 from proxy.settings import HotSettings
 from routing.command import lookup
@@ -228,9 +228,15 @@ async def test_every_way_of_a_command_is_looked_at_once(world: World) -> None:
     assert [(each.item, each.share_at_least) for each in facts["read"].keys] == [(first, 5 / 6)]
 
 
-async def test_what_waits_for_a_lost_node_counts_once(world: World) -> None:
+@pytest.mark.parametrize("is_looking", [True, False])
+async def test_what_waits_for_a_lost_node_counts_once(world: World, is_looking: bool) -> None:
+    """Looking at all, and at none yet."""
     hot = world.exchange.hot
-    hot.adopt(ALL)
+    hot.adopt(HotSettings(sample_every=int(is_looking)))
+
+    def counted() -> int:
+        return hot.facts()["read"].samples if is_looking else NEVER - hot.countdown
+
     key = keys_of(world, 0)[0]
     client = world.client()
     client.send(command("GET", key) * 2)
@@ -238,8 +244,8 @@ async def test_what_waits_for_a_lost_node_counts_once(world: World) -> None:
     world.nodes[0].lose()
     await world.settle()
     client.send(command("GET", key) * 5)
-    assert world.exchange.hot.facts()["read"].samples == 3  # the first waits for the node, the others for it
+    assert counted() == 3  # the first waits for the node, the others for it
     await world.connect()
     await answer_all(world, 5)
     assert len(client.replies()) == 7
-    assert hot.facts()["read"].samples == 7
+    assert counted() == 7

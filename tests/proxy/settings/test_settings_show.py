@@ -54,7 +54,7 @@ hots = st.builds(
     HotSettings,
     sample_every=st.integers(0, 1_000_000),
     window_seconds=st.floats(1, 3600),
-    counters=st.integers(16, 10_000),
+    counters=st.integers(16, 1000),
 )
 names = st.from_regex("[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
