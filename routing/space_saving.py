@@ -49,9 +49,8 @@ class SpaceSaving(Generic[Item]):
         self.total = 0
         self._counts: dict[Item, int] = {}
         self._errors: dict[Item, int] = {}  # of those whose count may be too high
-        self._buckets: dict[
-            int, dict[Item, None]
-        ] = {}  # count -> items that have it, oldest first; none is empty
+        # count -> the items that have it, oldest first; none is empty
+        self._buckets: dict[int, dict[Item, None]] = {}
         self._least = 0  # the smallest count; 0 without items
 
     def __len__(self) -> int:

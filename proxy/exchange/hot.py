@@ -81,12 +81,10 @@ class HotSampler:
         every = options.sample_every
         self._scale = 1 / log1p(-1 / every) if every > 1 else 0.0
         self._of_kind = {kind: _Seen(options, self._clock()) for kind in self._samples_total}
-        self.countdown = self._gap()
+        self.countdown = self._gap() if every else NEVER
 
     def _gap(self) -> int:
         """Commands to pass before the next one that is looked at; the mean is ``sample_every - 1``."""
-        if not self.options.sample_every:
-            return NEVER
         return int(log1p(-self._random.random()) * self._scale)
 
     # -- what clients send
