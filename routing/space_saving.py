@@ -113,7 +113,10 @@ class SpaceSaving(Generic[Item]):
 
 
 class RecentCounts(Generic[Item]):
-    """The same of the last one to two windows of ``window_seconds``. ``now`` never goes back."""
+    """The same of the last one to two windows of ``window_seconds``. ``now`` never goes back.
+
+    Windows follow each other without a gap, so that those of two counts that began together always are the same.
+    """
 
     __slots__ = ("_ends_at", "_filling", "_full", "_since", "window_seconds")
 
@@ -159,9 +162,9 @@ class RecentCounts(Generic[Item]):
         if now < self._ends_at:
             return
         capacity = self._filling.capacity
-        was_next = now < self._ends_at + self.window_seconds
-        begins_at = self._ends_at if was_next else now
-        self._full = self._filling if was_next else SpaceSaving(capacity)
-        self._since = begins_at - self.window_seconds if was_next else now
+        passed = int((now - self._ends_at) // self.window_seconds)  # windows in which nothing came
+        begins_at = self._ends_at + passed * self.window_seconds
+        self._full = SpaceSaving(capacity) if passed else self._filling
+        self._since = begins_at - self.window_seconds
         self._filling = SpaceSaving(capacity)
         self._ends_at = begins_at + self.window_seconds

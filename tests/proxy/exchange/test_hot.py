@@ -133,6 +133,26 @@ def test_a_long_key_counts_for_its_slot_alone() -> None:
     assert [(each.item, each.share_at_least) for each in facts.slots] == [(slot_of(b"a"), 1.0)]
 
 
+def test_keys_and_slots_are_of_the_same_time() -> None:
+    """Also if for several windows no key was short enough to count."""
+    now = 1000.0
+    hot = HotSampler(HotSettings(sample_every=1, window_seconds=10), Random(1), lambda: now)
+
+    def seen() -> tuple[float, int, list[float]]:
+        facts = hot.facts()["read"]
+        return facts.seconds, facts.samples, [each.share_at_least for each in facts.keys]
+
+    now = 1034.0
+    send(hot, [simple(b"x" * (KEY_BYTES_MAX + 1))] * 8)
+    now = 1048.0
+    send(hot, [simple(b"k")] * 8)
+    assert seen() == (18.0, 16, [0.5])
+    now = 1051.0
+    assert seen() == (11.0, 8, [1.0])
+    now = 1065.0
+    assert seen() == (15.0, 0, [])
+
+
 def test_of_a_command_with_many_keys_some_are_counted() -> None:
     hot = sampler(ALL)
     mget = lookup([b"MGET"])
