@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.admin.hot import routes
-from proxy.admin.http import ProblemError, Request, Route
+from proxy.admin.http import ProblemError, Request, Response, Route
 from proxy.exchange.hot import HotSampler
 from proxy.settings import HotSettings
 from routing.command import lookup
@@ -49,6 +49,7 @@ async def get(hot: HotSampler, view: TopologyView = VIEW, **query: str) -> dict[
     [route] = table(hot, view)
     listed = {name: [value] for name, value in query.items()}
     response = await route.handlers["GET"](Request("GET", "/v1/hot", listed, {}))
+    assert isinstance(response, Response)
     assert response.status == 200
     facts: dict[str, Any] = json.loads(response.body)
     return facts
