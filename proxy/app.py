@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from proxy.admin import audit, endpoints, events, hooks, replicas
+from proxy.admin import audit, endpoints, events, hooks, hot, replicas
 from proxy.admin import explain as explain_endpoint
 from proxy.admin import mode as mode_endpoint
 from proxy.admin import settings as settings_endpoint
@@ -189,6 +189,7 @@ class Proxy:
                     request_deadline_seconds=cluster.request_deadline_seconds,
                     script_cache_bytes_max=settings.commands.script_cache_bytes_max,
                 )
+                self.exchange.hot.adopt(settings.hot)
                 self.metrics.register_source(self._samples)
                 if with_signals:
                     await nursery.start(self._await_signals)
@@ -341,6 +342,7 @@ class Proxy:
         self.settings = settings
         self.server.adopt(settings)
         self.replicas.adopt(replica_options(settings))
+        self.exchange.hot.adopt(settings.hot)
         self.replica_nodes.deadline_seconds = settings.reads.replica_timeout_seconds
         self.keeper.refresh_seconds = settings.cluster.refresh_interval_seconds
         self.topology.refresh_soon()  # else the wait that has begun lasts as long as before
@@ -361,6 +363,7 @@ class Proxy:
             *events.routes(self.history),
             *replicas.routes(self.history, lambda: replica_facts(self.replicas, trio.current_time())),
             *explain_endpoint.routes(self._explain),
+            *hot.routes(self.exchange.hot.facts, lambda: self.settings.hot, lambda: self.topology.view),
             *mode_endpoint.routes(self.mode),
             *snapshots_endpoint.routes(
                 self.snapshots,
@@ -411,6 +414,7 @@ class Proxy:
             yield Sample(family, read(self))
         yield from read_samples(self.exchange.reads, self.replicas)
         yield from self.snapshots.samples()
+        yield from self.exchange.hot.samples()
         for kind, count in self.exchange.redirects_total.items():
             yield Sample(REDIRECTS, count, (kind,))
         for connection in self.nodes.connections():

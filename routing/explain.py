@@ -62,6 +62,7 @@ class Explanation:
     refusal: str  # the error that its client would get; empty if it gets a reply
     snapshot_id: int | None = None  # of level snapshot; None also if none is current
     markers: tuple[int, ...] = ()  # of which snapshots' markers it asks; the first that exists decides
+    hot_share: float | None = None  # of the keys that reads name of late, at least; None: it is not a hot key
 
 
 class ExplainError(ValueError):
@@ -246,6 +247,7 @@ def as_json(explanation: Explanation) -> dict[str, object]:
         "slot": explanation.slot,
         "slot_state": explanation.slot_state,
         "owner": _text(explanation.owner),
+        "hot_share": explanation.hot_share,
         "epoch": explanation.epoch,
         "asked": AUTO if explanation.asked is None else str(explanation.asked),
         "level": str(explanation.level),
@@ -274,6 +276,7 @@ def lines_of(facts: Mapping[str, Any]) -> list[str]:
         ("command", f'{facts["command"]} "{facts["key"]}"'),
         ("slot", f"{facts['slot']}, {facts['slot_state']}, at epoch {facts['epoch']}"),
         ("owner", facts["owner"] or "none"),
+        *([("hot", _shown_share(facts["hot_share"]))] if facts.get("hot_share") is not None else []),
         ("level", f"{level}: {facts['because']}; asked: {facts['asked']}"),
         ("given", facts["given"] or "none"),
     ]
@@ -296,6 +299,10 @@ def _shown_snapshot(snapshot_id: int, markers: Sequence[int]) -> str:
     which = ", ".join(map(str, markers))
     decides = "the first that exists decides; without one" if len(markers) > 1 else "without it"
     return f"{snapshot_id}; markers of {which}: {decides} the key is as it was"
+
+
+def _shown_share(share: float) -> str:
+    return f"{share:.1%} of the reads that this proxy has looked at of late"
 
 
 def _candidate_lines(candidates: Sequence[Mapping[str, Any]]) -> list[str]:

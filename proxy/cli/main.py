@@ -26,6 +26,7 @@ COMMANDS = {  # name -> summary; the module is proxy.cli.NAME
     "topology": "show the shards, slots, replicas and migrations that a running proxy sees",
     "events": "show what happened in the cluster, and follow it",
     "replicas": "show which replicas are readable, how far each is behind, and why one is not read",
+    "hot": "show the keys and slots that clients ask for most",
     "explain": "show where a read goes, at which level, and why",
     "snapshot": "open, list, show or close snapshots: the whole cluster as of one moment",
     "mode": "show or set the routing mode: what reads get that ask for no level",

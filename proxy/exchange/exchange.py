@@ -16,6 +16,7 @@ from typing import assert_never
 import trio
 
 from proxy.exchange.failures import internal_fault, not_ready, outcome_unknown
+from proxy.exchange.hot import HotSampler
 from proxy.exchange.replica_reads import ReplicaReads
 from proxy.exchange.routes import Routes
 from proxy.exchange.scripts import ScriptCache
@@ -77,6 +78,7 @@ class Exchange:
         self.snapshot_reads = SnapshotReads(self, snapshots)
         self.token_secret = b""  # signs the tokens of sessions; empty until it is known
         self.scripts = ScriptCache(script_cache_bytes_max)
+        self.hot = HotSampler()
         self.deadline_seconds = request_deadline_seconds
         self.redirects_total = {"moved": 0, "ask": 0, "wait": 0, "noscript": 0}
         self.unknown_outcomes_total = 0

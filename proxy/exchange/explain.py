@@ -219,6 +219,7 @@ class _Look:
             refusal=verdict.refusal,
             snapshot_id=self.snapshot_id,
             markers=() if served_by is None else self._markers(),
+            hot_share=self.exchange.hot.share_of_reads(read.key),
         )
 
     async def _verdict(self) -> _Verdict:

@@ -149,6 +149,7 @@ class ClientConnection(OpenRequests):
         self._growing: bytearray | None = None  # a large request that came in part, before _unread
         self._needed = 0  # bytes that make parsing _unread worth while
         self._silent: set[RequestSlot] = set()  # whose replies CLIENT REPLY drops
+        self._hot = exchange.hot
         self._is_paused = False
         self._is_ended = False  # the client sends nothing more
         self._is_closing = False  # close when all that is owed is sent
@@ -199,7 +200,12 @@ class ClientConnection(OpenRequests):
                 found: list[Simple] = []
                 end = scan_simple(buffer, at, room, found, self.limits.request_bytes_max)
                 if found:
-                    at = end - self._relay_simple(found)
+                    untaken = self._relay_simple(found)
+                    at = end - untaken
+                    hot = self._hot
+                    hot.countdown -= len(found)
+                    if hot.countdown < 0 or untaken:
+                        hot.look(found, untaken)
                     continue
             try:
                 parsed = self._parser.parse(buffer, at, authenticated=self.authenticated)
@@ -443,6 +449,10 @@ class ClientConnection(OpenRequests):
     def _dispatch(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
         name = command.name
         self._last_command = command
+        if command.has_keys:
+            self._hot.countdown -= 1
+            if self._hot.countdown < 0:
+                self._hot.look_at(command, arguments)
         if (
             self.policy is not None
             and self.transaction is None

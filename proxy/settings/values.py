@@ -519,6 +519,39 @@ class SnapshotSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HotSettings:
+    """Hot keys and slots: how they are looked for, by looking at a few of all commands."""
+
+    sample_every: Annotated[
+        int,
+        Says(
+            "Of so many commands one is looked at, chosen at random. 1 means all, 0 means none.",
+            at_least=0,
+            at_most=1_000_000,
+            is_live=True,
+        ),
+    ] = 256
+    window_seconds: Annotated[
+        float,
+        Says(
+            "What is shown was seen in this time or the same time before it; all before is forgotten.",
+            at_least=1,
+            at_most=3600,
+            is_live=True,
+        ),
+    ] = 30.0
+    counters: Annotated[
+        int,
+        Says(
+            "Keys, and slots, counted at the same time. All that make up more than 1 part in this number are found.",
+            at_least=16,
+            at_most=1000,
+            is_live=True,
+        ),
+    ] = 256
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """The topology store: the record of the shard map, its changes, and what operators did."""
 
@@ -639,6 +672,7 @@ class Settings:
     commands: CommandSettings = field(default_factory=CommandSettings)
     reads: ReadSettings = field(default_factory=ReadSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
+    hot: HotSettings = field(default_factory=HotSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 

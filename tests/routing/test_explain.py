@@ -116,6 +116,12 @@ def test_a_read_that_is_refused_says_so() -> None:
     assert (facts["asked"], facts["role"], facts["refusal"]) == ("strong", None, refused.refusal)
 
 
+def test_a_hot_key_is_said_to_be_one() -> None:
+    hot = replace(EXPLANATION, hot_share=0.0734)
+    assert as_lines(hot)[3] == "hot        7.3% of the reads that this proxy has looked at of late"
+    assert (as_json(hot)["hot_share"], as_json(EXPLANATION)["hot_share"]) == (0.0734, None)
+
+
 def test_a_read_of_a_snapshot_says_which_and_which_markers_decide() -> None:
     """The last three of four are in its chain; with one marker there is nothing that could come first."""
     of_snapshot = replace(

@@ -17,6 +17,7 @@ from proxy.exchange.sessions import LOST, Session
 from proxy.protocol.encode import command as encoded
 from proxy.protocol.replies import decode
 from proxy.replicas.service import Replica, ReplicaOptions, ShardReplicas
+from proxy.settings import HotSettings
 from routing import explain as words
 from routing.explain import CandidateFacts, ExplainError, Explanation, Preference, as_json
 from routing.levels import STRONG, Level, LevelChoice, PrefixRule, ReadLevel
@@ -373,6 +374,19 @@ async def test_a_slot_without_an_owner(autojump_clock: MockClock, scene: Scene) 
     found = await scene.explain(EVENTUAL)
     assert (found.owner, found.candidates, found.slot_state) == (None, (), words.UNOWNED)
     assert found.refusal.startswith(f"NOTREADY slot {scene.slot} was not served within 5 s (no node serves")
+
+
+# -- of a hot key
+
+
+async def test_a_hot_key_is_explained_with_its_share(autojump_clock: MockClock, scene: Scene) -> None:
+    hot = scene.world.exchange.hot
+    hot.adopt(HotSettings(sample_every=1))
+    client = scene.world.client()
+    client.send(encoded(b"GET", scene.key) * 30 + encoded(b"GET", scene.other) * 4)
+    scene.primary.reply(*[b"$1\r\nv\r\n"] * len(scene.primary.take()))
+    assert (await scene.explain(STRONG)).hot_share == 30 / 34
+    assert (await scene.explain(STRONG, b"GET", scene.other)).hot_share is None  # seen too seldom
 
 
 # -- of a snapshot

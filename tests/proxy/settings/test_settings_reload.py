@@ -52,6 +52,9 @@ def test_the_live_settings_are_these() -> None:
         "reads.rules.0.prefix",
         "reads.rules.0.level",
         "reads.rules.0.max_staleness_seconds",
+        "hot.sample_every",
+        "hot.window_seconds",
+        "hot.counters",
     }
 
 

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from proxy.settings import (
     CommandSettings,
     CrossSlotTransactions,
     HookSettings,
+    HotSettings,
     ListenerSettings,
     NodeZone,
     OnBudget,
@@ -47,6 +49,12 @@ clients = st.builds(
     open_requests_max=counts,
     request_bytes_max=counts,
     idle_timeout_seconds=st.floats(0, 1e300),
+)
+hots = st.builds(
+    HotSettings,
+    sample_every=st.integers(0, 1_000_000),
+    window_seconds=st.floats(1, 3600),
+    counters=st.integers(16, 1000),
 )
 names = st.from_regex("[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
@@ -151,6 +159,7 @@ all_settings = (
             ),
             reads=reads,
             snapshots=snapshots,
+            hot=hots,
             admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
             hooks=st.lists(hooks, max_size=3, unique_by=lambda hook: hook.name).map(tuple),
         )
@@ -239,12 +248,14 @@ def test_no_secret_is_shown() -> None:
     assert "password" not in tomllib.loads(text)["cluster"]
 
 
-def test_the_operators_page_lists_the_snapshot_settings() -> None:
+@pytest.mark.parametrize(("name", "kind"), [("snapshots", SnapshotSettings), ("hot", HotSettings)])
+def test_the_operators_page_lists_the_settings(name: str, kind: type) -> None:
     """Each with its default and its meaning, as ``config show`` has them."""
-    shown = toml_of(load())
-    page = Path(__file__).parents[3].joinpath("docs", "snapshots.md").read_text()
+    text = toml_of(load())
+    shown = text[text.index(f"[{name}]\n") :]
+    page = Path(__file__).parents[3].joinpath("docs", f"{name}.md").read_text()
     listed = [line.split(" | ") for line in page[page.index("## Settings") :].splitlines()[6:]]
-    options = list(table_of(SnapshotSettings).options())
+    options = list(table_of(kind).options())
     assert len(listed) == len(options)
     for (name, default, meaning), (_, option) in zip(listed, options, strict=True):
         assert name == f"| `{option.name}`"
