@@ -47,7 +47,7 @@ class LimitRules:
     window_samples: int = (
         10  # a window is longer if these take longer, or one round trip: the last move must show
     )
-    smoothing: float = 0.2
+    smoothing: float = 0.1
     probe_seconds: float = 10.0  # 10 means that a no-load time is at most about 10 seconds old
 
 
@@ -141,7 +141,7 @@ class Limit:
 
     def _move(self, rtt_seconds: float, now: float) -> None:
         estimate, rules = self.estimate, self._rules
-        gradient = self.no_load_seconds / rtt_seconds
+        gradient = self.no_load_seconds / rtt_seconds if rtt_seconds > self.no_load_seconds else 1.0
         if gradient >= GRADIENT_MIN:
             self._is_slow_since = inf
         else:
