@@ -64,6 +64,18 @@ def test_the_more_important_are_served_first_and_then_who_gives_up_first() -> No
     assert (names(served), shed) == (["c", "n, soon", "n", "b"], [])
 
 
+def test_who_waits_is_served_up_to_its_ceiling() -> None:
+    admission = filled(10)
+    for name in ("n1", "n2", "n3"):
+        admission.wait(name, NORMAL, 0.0, FAR)
+    assert admission.serve(0.0) == ([], [])
+    admission.give_back(3)
+    assert admission.serve(0.0) == ([], [])
+    admission.give_back(2)
+    assert names(admission.serve(0.0)[0]) == ["n1", "n2"]
+    assert admission.in_flight == 7
+
+
 def test_nobody_overtakes_who_waits_except_the_more_important() -> None:
     admission = filled(10)
     admission.wait("n", NORMAL, 0.0, FAR)
@@ -124,7 +136,7 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.permits = 5
+        self.permits = 2
         self.admission: Admission[int] = Admission(AdmissionRules(waiting_max=6), self.permits)
         self.now = 0.0
         self.fate: dict[int, str] = {}
@@ -133,6 +145,15 @@ class Requests(RuleBasedStateMachine):
 
     @rule(priority=st.sampled_from(Priority), patience=st.sampled_from([0.001, 0.004, 5.0]))
     def arrive(self, priority: Priority, patience: float) -> None:
+        self.ask(priority, patience)
+
+    @rule(priority=st.sampled_from(Priority))
+    def flood(self, priority: Priority) -> None:
+        """One more than there is room for, without leaving it to chance."""
+        for _ in range(self.permits + 1):
+            self.ask(priority, 5.0)
+
+    def ask(self, priority: Priority, patience: float) -> None:
         number = len(self.fate)
         self.fate[number] = "new"
         if self.admission.admits(priority):
@@ -159,13 +180,13 @@ class Requests(RuleBasedStateMachine):
             self.give(waiter.request)
         assert all(waiter.gives_up_at > self.now for waiter in self.waiters.values())
 
-    @rule(count=st.integers(1, 5))
+    @rule(count=st.integers(1, 3))
     def reply(self, count: int) -> None:
         count = min(count, self.in_flight)
         self.in_flight -= count
         self.admission.give_back(count)
 
-    @rule(permits=st.integers(1, 9), tightening=st.sampled_from([1.0, 0.5, 0.01]))
+    @rule(permits=st.integers(1, 5), tightening=st.sampled_from([1.0, 0.5, 0.01]))
     def limit(self, permits: int, tightening: float) -> None:
         self.permits = permits
         self.admission.limit(permits, tightening)
@@ -206,7 +227,7 @@ class Requests(RuleBasedStateMachine):
         return list(self.fate.values()).count("sent") - self.in_flight
 
 
-Requests.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Requests.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestRequests = Requests.TestCase
 
 
