@@ -44,9 +44,7 @@ class LimitRules:
     ceiling: int = 1024
     first: int = 20  # before anything is known
     window_seconds: float = 0.02
-    window_samples: int = (
-        10  # a window is longer if these take longer, or one round trip: the last move must show
-    )
+    window_samples: int = 10  # a window takes longer if these do, or one round trip does
     smoothing: float = 0.1
     probe_seconds: float = 10.0  # 10 means that a no-load time is at most about 10 seconds old
 

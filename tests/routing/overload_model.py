@@ -119,16 +119,17 @@ class Run:
         mean = fmean(values) if values else 1.0
         return max((abs(value - mean) for value in values), default=0.0) / mean
 
-    def mean_limit(self, phase: int, begin_within: float = 0.0) -> float:
+    def mean_limit(self, phase: int) -> float:
         begin = WARM_SECONDS + phase * PHASE_SECONDS
-        values = [value for at, value in self.limits if begin + begin_within <= at < begin + PHASE_SECONDS]
+        values = [value for at, value in self.limits if begin <= at < begin + PHASE_SECONDS]
         return fmean(values) if values else 0.0
 
 
 def run(world: World, *, critical_alone: float = 0.0, is_limited: bool = True) -> Run:
-    """``critical_alone``: only critical comes, at so many times its 1x rate.
+    """``critical_alone``: only critical comes, at so many times its 1x rate; 0: all of the load comes.
 
-    ``is_limited`` False: the limit stays at a thousand, as a fixed size of the connection pool would."""
+    ``is_limited`` False: the limit is a fixed thousand.
+    """
     random = Random(f"run {world.seed}")
     service = world.service(Random(f"service {world.seed}"))
     stalls = deque(
@@ -155,7 +156,7 @@ def run(world: World, *, critical_alone: float = 0.0, is_limited: bool = True) -
         start = max(free_at, now + way)
         while stalls and stalls[0][0] <= start:
             at, seconds = stalls.popleft()
-            start = max(free_at, at) + seconds if start < at + seconds or free_at > at else start
+            start = max(start, max(free_at, at) + seconds)  # it stalls between two requests
         free_at = start + service(start)
         owed.append((free_at + way, since, priority))
         sent_total += 1
