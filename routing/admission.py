@@ -45,7 +45,7 @@ class ShedReason(Enum):
 class AdmissionRules:
     """How a node's limit is shared, and how long and how many requests wait. Tuples are by priority."""
 
-    shares: tuple[float, float, float] = (1.0, 0.7, 0.6)  # 0.7: 30 % are for critical alone; more than half: see Limit
+    shares: tuple[float, float, float] = (1.0, 0.7, 0.6)  # 0.7: 30 % are for critical alone; all over a half
     wait_seconds: tuple[float, float, float] = (1.0, 0.02, 0.005)
     waiting_max: int = 1024  # of all priorities together
 
