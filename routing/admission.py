@@ -1,0 +1,227 @@
+"""Admission to one node: who gets a permit, who waits for one, who is shed, and in what order.
+
+A permit is one request that the node owes. Permits follow trunk reservation (P. Key, "Optimal control and trunk
+reservation in loss networks", 1990): a request gets one while fewer are in flight than its priority's ceiling. The
+ceiling of ``critical`` is the limit itself, so it always finds the share that the others leave. One comparison
+decides, and nothing is counted per priority.
+
+Who gets none waits, the more important first, and among equals who must give up first. A wait is short: ``normal``
+waits 20 ms, the queueing time by which WeChat's DAGOR tells an overload (H. Zhou et al., "Overload Control for Scaling
+WeChat Microservices", SoCC 2018), ``background`` less. ``critical`` waits as long as a node usually stalls.
+
+Invariants, held by tests/routing/test_admission.py:
+- a permit is given only below the limit;
+- every request gets a permit, or is shed, or leaves, once;
+- nothing is shed while something less important waits.
+
+Pure: it reads no clock; random numbers are arguments.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+from routing.priority import Priority
+
+R = TypeVar("R")  # a request, as the caller knows it
+
+RETRY_FIRST_SECONDS = 0.1  # the middle of what a critical request is told while few are shed
+RETRY_MAX_SECONDS = 5.0
+RETRY_FACTOR = (1.0, 2.0, 4.0)  # by priority: background comes back last
+
+
+class ShedReason(Enum):
+    """Why a request was shed. The values are labels of metrics."""
+
+    QUEUE_FULL = "queue_full"  # as many as may wait did
+    WAITED = "waited"  # its wait, or its own deadline, ended
+    YIELDED = "yielded"  # a more important one had no place, or waited too long
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """How a node's limit is shared, and how long and how many requests wait. Tuples are by priority."""
+
+    shares: tuple[float, float, float] = (1.0, 0.7, 0.6)  # 0.7: 30 % are for critical alone; all over a half
+    wait_seconds: tuple[float, float, float] = (1.0, 0.02, 0.005)
+    waiting_max: int = 1024  # of all priorities together
+
+
+@dataclass(frozen=True, slots=True)
+class Shed(Generic[R]):
+    """A request that gets an error."""
+
+    request: R
+    priority: Priority
+    reason: ShedReason
+    waited_seconds: float
+
+
+@dataclass(slots=True)
+class Waiter(Generic[R]):
+    """A request in the queue."""
+
+    request: R
+    priority: Priority
+    since: float
+    gives_up_at: float
+
+
+class Admission(Generic[R]):
+    """One node's permits and queue.
+
+    The way of nearly all requests is ``if admission.admits(priority)``, or the same two lines in the caller's own loop.
+    """
+
+    __slots__ = ("_permits", "_queues", "_rules", "_tightening", "ceilings", "in_flight", "waiting")
+
+    def __init__(self, rules: AdmissionRules, permits: int) -> None:
+        self._rules = rules
+        self._queues: tuple[list[Waiter[R]], ...] = ([], [], [])  # by priority, who gives up first in front
+        self._permits = permits
+        self._tightening = 1.0
+        self.in_flight = 0
+        self.waiting = 0
+        self.ceilings = [
+            0,
+            0,
+            0,
+        ]  # by priority; 0 where an equal or more important one waits: nobody overtakes
+        self._set_ceilings()
+
+    def admits(self, priority: Priority) -> bool:
+        """Whether a request gets a permit at once. It has it then."""
+        if self.in_flight < self.ceilings[priority]:
+            self.in_flight += 1
+            return True
+        return False
+
+    def give_back(self, count: int) -> None:
+        """The node answered, or will not answer any more, ``count`` requests. ``serve`` gives the permits to others."""
+        self.in_flight -= count
+
+    def limit(self, permits: int, tightening: float = 1.0) -> None:
+        """From now on ``permits``, of which background's part is tightened once more. Permits given stay given."""
+        self._permits, self._tightening = permits, tightening
+        self._set_ceilings()
+
+    def wait(
+        self, request: R, priority: Priority, now: float, deadline: float
+    ) -> tuple[Waiter[R] | None, list[Shed[R]]]:
+        """Queue a request that got no permit. ``deadline`` is its own; it waits no longer than its priority may.
+
+        The result is its place in the queue, None if there is none, and who is shed: itself, or a less important one
+        that makes room.
+        """
+        shed: list[Shed[R]] = []
+        if self.waiting >= self._rules.waiting_max:
+            last = next((queue for queue in reversed(self._queues[priority + 1 :]) if queue), None)
+            if last is None:
+                return None, [Shed(request, priority, ShedReason.QUEUE_FULL, 0.0)]
+            shed.append(self._shed(last.pop(), ShedReason.YIELDED, now))
+        gives_up_at = min(deadline, now + self._rules.wait_seconds[priority])
+        waiter = Waiter(request, priority, now, gives_up_at)
+        insort(self._queues[priority], waiter, key=_gives_up_at)
+        self.waiting += 1
+        self._set_ceilings()
+        return waiter, shed
+
+    def leave(self, waiter: Waiter[R]) -> None:
+        """A waiter's client left. Does nothing if it waits no more."""
+        queue = self._queues[waiter.priority]
+        for place, other in enumerate(queue):
+            if other is waiter:
+                del queue[place]
+                self.waiting -= 1
+                self._set_ceilings()
+                return
+
+    def serve(self, now: float) -> tuple[list[Waiter[R]], list[Shed[R]]]:
+        """Who of the waiting gets a permit, in the order in which to send, and who is shed.
+
+        To be called in each turn in which somebody waits, before new requests, and at ``next_give_up``.
+        """
+        if not self.waiting:
+            return [], []
+        shed = self._give_up(now)
+        served: list[Waiter[R]] = []
+        for priority, queue in enumerate(self._queues):
+            room = min(len(queue), self._ceiling(priority) - self.in_flight)
+            if room > 0:
+                served += queue[:room]
+                del queue[:room]
+                self.in_flight += room
+                self.waiting -= room
+            if queue:
+                break
+        self._set_ceilings()
+        return served, shed
+
+    def next_give_up(self) -> float | None:
+        """When the first waiter gives up; None if nobody waits."""
+        return min((queue[0].gives_up_at for queue in self._queues if queue), default=None)
+
+    def oldest_wait_seconds(self, now: float) -> float:
+        """How long the node's next request has waited: its queueing time, for people and for others to pace by."""
+        return max((now - waiter.since for queue in self._queues for waiter in queue[:1]), default=0.0)
+
+    def _give_up(self, now: float) -> list[Shed[R]]:
+        """Shed whose wait is over, and with the first of them all who are less important."""
+        shed: list[Shed[R]] = []
+        for queue in self._queues:
+            if shed:
+                shed += [self._shed(waiter, ShedReason.YIELDED, now) for waiter in queue]
+                queue.clear()
+                continue
+            over = 0
+            while over < len(queue) and queue[over].gives_up_at <= now:
+                over += 1
+            shed += [self._shed(waiter, ShedReason.WAITED, now) for waiter in queue[:over]]
+            del queue[:over]
+        shed.sort(key=lambda each: -each.priority)
+        return shed
+
+    def _shed(self, waiter: Waiter[R], reason: ShedReason, now: float) -> Shed[R]:
+        self.waiting -= 1
+        return Shed(waiter.request, waiter.priority, reason, now - waiter.since)
+
+    def _set_ceilings(self) -> None:
+        blocked = False
+        for priority, queue in enumerate(self._queues):
+            blocked = blocked or bool(queue)
+            self.ceilings[priority] = 0 if blocked else self._ceiling(priority)
+
+    def _ceiling(self, priority: int) -> int:
+        share = self._rules.shares[priority]
+        if priority == Priority.BACKGROUND:
+            share *= self._tightening
+        return max(1, int(self._permits * share))
+
+
+def _gives_up_at(waiter: Waiter[R]) -> float:
+    return waiter.gives_up_at
+
+
+def retry_seconds(priority: Priority, shed_per_answered: float, random: float) -> float:
+    """When a shed client should come back: anywhere within half and one and a half of a span.
+
+    The span grows with the excess, so that those who return are about as many as are answered. ``random``, from 0 up
+    to 1, spreads them (M. Brooker, "Exponential Backoff And Jitter", AWS 2015).
+    """
+    span = RETRY_FIRST_SECONDS * RETRY_FACTOR[priority] * (1 + shed_per_answered)
+    return min(span, RETRY_MAX_SECONDS) * (0.5 + random)
+
+
+def overloaded(node: str, shed: Shed[R], retry_after_seconds: float) -> str:
+    """The error's text: ``OVERLOADED ... retry after N ms``."""
+    waited_ms = shed.waited_seconds * 1000
+    why = {
+        ShedReason.QUEUE_FULL: "too many requests wait for it already",
+        ShedReason.WAITED: f"this one waited {waited_ms:.0f} ms for its turn",
+        ShedReason.YIELDED: "more important requests come first",
+    }[shed.reason]
+    retry_ms = max(1, round(retry_after_seconds * 1000))
+    return f"OVERLOADED node {node} is overloaded and {why} ({shed.priority}); retry after {retry_ms} ms"

@@ -1,0 +1,193 @@
+"""How many requests one node may owe this proxy: a limit that follows the node's round-trip times.
+
+The limit is a gradient limit: after each window of samples
+
+    gradient = no_load / round_trip                           within 1/2 and 1
+    estimate = (1 - smoothing) * estimate + smoothing * (gradient * estimate + sqrt(estimate))
+
+It stands still where estimate * (1 - no_load / round_trip), which is TCP Vegas's estimate of the requests that
+queue at the node, equals sqrt(estimate): enough to keep the node busy while requests and replies travel, and a little.
+
+Sources: L. Brakmo and L. Peterson, "TCP Vegas: end to end congestion avoidance on a global Internet", IEEE JSAC
+13(8), 1995 (the queue estimate); E. Landau, W. Thurston and T. Bozarth, "Performance Under Load", Netflix 2018, and its
+library concurrency-limits, GradientLimit and Gradient2Limit (gradient, smoothing, no growth below half the limit, a
+queue of the square root); Envoy's gradient controller (the same with a probe).
+
+Gradient2 compares with a long average of the round trips, so an overload that lasts becomes its measure of normal and
+the limit drifts up. Here the comparison is with the shortest window of late, averaged over its samples, because one
+sample's minimum is too low where service times vary. It is renewed every ``probe_seconds`` from windows with at most
+half the limit in flight, where next to nothing queues. If there was none, a **probe** halves the permits until one
+is measured, as BBR's ProbeRTT does (draft-cardwell-iccrg-bbr-congestion-control). The probe may go below the floor: a
+node whose limit is at its floor would otherwise be measured with its queue full, and the queue would be taken for the
+node's own time (so it is in Envoy, where one setting is both).
+
+Requests go over one pipelined connection and are answered in order, so one request a turn is timed: see ``Timed``.
+Pure: times are arguments, in seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import inf, sqrt
+
+GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing: a stall sheds nobody
+TIMED_MAX = 32  # more at once would say nothing more
+PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRules:
+    """The limit's bounds and how fast it moves."""
+
+    floor: int = 4  # a node that does one thing at a time is busy with this many, if the way to it is short
+    ceiling: int = 1024
+    first: int = 20  # before anything is known
+    window_seconds: float = 0.02
+    window_samples: int = 10  # a window takes longer if these do, or one round trip does
+    smoothing: float = 0.1
+    probe_seconds: float = 10.0  # 10 means that a no-load time is at most about 10 seconds old
+
+
+class Limit:
+    """The limit of one node. ``permits`` is what counts; the rest is for people and metrics."""
+
+    __slots__ = (
+        "_is_slow_since",
+        "_probe_until",
+        "_quiet_seconds",
+        "_renewed_at",
+        "_rtt_sum",
+        "_rules",
+        "_samples",
+        "_top",
+        "_window_from",
+        "estimate",
+        "is_probing",
+        "no_load_seconds",
+        "permits",
+        "tightening",
+    )
+
+    def __init__(self, rules: LimitRules, now: float) -> None:
+        self._rules = rules
+        self.estimate = float(rules.first)
+        self.tightening = 1.0  # less than 1 while a migration touches the node
+        self.permits = rules.first  # how many requests the node may owe now
+        self.no_load_seconds = (
+            inf  # a round trip while next to nothing queues; infinite before the first window
+        )
+        self.is_probing = False
+        self._quiet_seconds = (
+            inf  # the shortest window since the renewal with at most half the limit in flight
+        )
+        self._renewed_at = now - rules.probe_seconds * (
+            1 - PROBE_SOON
+        )  # what is seen at first may be a full queue
+        self._is_slow_since = inf  # since when all round trips are more than the gradient can express
+        self._probe_until = now
+        # The window:
+        self._window_from = now
+        self._samples = 0
+        self._rtt_sum = 0.0
+        self._top = 0  # most requests in flight
+
+    def observe(self, rtt_seconds: float, in_flight: int, now: float, own_seconds: float = 0.0) -> bool:
+        """One request's round trip; ``in_flight`` as it was sent, with it. True if ``permits`` may have changed.
+
+        ``own_seconds`` of it the proxy was busy before it could look for the reply. They count only as far as the
+        round trip would be shorter than at no load without them: a busy proxy must not make a node look slow.
+        """
+        if own_seconds and rtt_seconds > self.no_load_seconds:
+            rtt_seconds = max(rtt_seconds - own_seconds, self.no_load_seconds)
+        self._samples += 1
+        self._rtt_sum += rtt_seconds
+        if in_flight > self._top:
+            self._top = in_flight
+        rules, elapsed = self._rules, now - self._window_from
+        if self._samples < rules.window_samples or elapsed < rules.window_seconds or elapsed < rtt_seconds:
+            return False
+        self._end_window(self._rtt_sum / self._samples, now)
+        self._window_from, self._samples, self._rtt_sum, self._top = now, 0, 0.0, 0
+        self._permit()
+        return True
+
+    def tighten(self, factor: float) -> None:
+        """Allow ``factor`` of what the round trips would, above 0 and up to 1, until told otherwise.
+
+        Less than 1 while a migration touches the node. The estimate then falls as ever, but does not grow: short
+        round trips would be the tightening's own doing.
+        """
+        if not 0 < factor <= 1:
+            raise ValueError(f"a limit is tightened by a factor above 0 and up to 1, not {factor}")
+        self.tightening = factor
+        self._permit()
+
+    def _end_window(self, rtt_seconds: float, now: float) -> None:
+        is_quiet = self._top * 2 <= max(self.estimate, 2.0)
+        if is_quiet:
+            self._quiet_seconds = min(self._quiet_seconds, rtt_seconds)
+        self.no_load_seconds = min(self.no_load_seconds, rtt_seconds)
+        if not self.is_probing:
+            self._move(rtt_seconds, now)
+            is_slow = now - self._is_slow_since >= self._rules.probe_seconds * PROBE_SOON
+            if is_slow or now - self._renewed_at >= self._rules.probe_seconds:
+                self._renew(now)
+        elif is_quiet or now >= self._probe_until:
+            self.is_probing = False
+            self._renew(now)
+
+    def _move(self, rtt_seconds: float, now: float) -> None:
+        estimate, rules = self.estimate, self._rules
+        gradient = self.no_load_seconds / rtt_seconds if rtt_seconds > self.no_load_seconds else 1.0
+        if gradient >= GRADIENT_MIN:
+            self._is_slow_since = inf
+        else:
+            gradient = GRADIENT_MIN
+            self._is_slow_since = min(self._is_slow_since, now)
+        wanted = estimate * gradient + sqrt(estimate)
+        if wanted > estimate and (self._top * 2 < estimate or self.tightening < 1):
+            return  # nobody needs more, or nobody may have it
+        estimate += rules.smoothing * (wanted - estimate)
+        self.estimate = min(max(estimate, rules.floor), rules.ceiling)
+
+    def _renew(self, now: float) -> None:
+        """Forget what was measured before the last quiet window; probe if there was none."""
+        if self._quiet_seconds < inf:
+            self.no_load_seconds = self._quiet_seconds
+            self._renewed_at = now
+        elif now >= self._probe_until + self._rules.probe_seconds * PROBE_SOON:
+            self.is_probing = True
+            self._probe_until = now + self._rules.probe_seconds * PROBE_SOON
+        self._quiet_seconds = self._is_slow_since = inf
+
+    def _permit(self) -> None:
+        if self.is_probing:
+            self.permits = max(1, int(self.estimate * self.tightening / 2))
+        else:
+            self.permits = max(1, int(self.estimate * self.tightening))
+
+
+class Timed:
+    """Times requests on one connection: the last one sent in each turn, and at most ``TIMED_MAX`` at a time.
+
+    Replies come in order, so counting them is enough: nothing is kept with a request, and nothing is done for each.
+    """
+
+    __slots__ = ("_marks",)
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, int, float]] = deque()  # (request's number from 1, in flight, sent at)
+
+    def sent(self, sent_total: int, in_flight: int, now: float) -> None:
+        """A turn's requests were sent, and these are all so far on this connection."""
+        if len(self._marks) < TIMED_MAX:
+            self._marks.append((sent_total, in_flight, now))
+
+    def answered(self, answered_total: int, now: float) -> tuple[float, int] | None:
+        """A turn's replies were read: the round trip and what was in flight of the last timed request among them."""
+        found = None
+        marks = self._marks
+        while marks and marks[0][0] <= answered_total:
+            found = marks.popleft()
+        return None if found is None else (now - found[2], found[1])

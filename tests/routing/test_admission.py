@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from routing.admission import (
+    RETRY_MAX_SECONDS,
+    Admission,
+    AdmissionRules,
+    Shed,
+    ShedReason,
+    Waiter,
+    overloaded,
+    retry_seconds,
+)
+from routing.priority import Priority, parse_priority
+
+CRITICAL, NORMAL, BACKGROUND = Priority
+FAR = 1e9
+
+
+def filled(permits: int, **rules: object) -> Admission[str]:
+    """With all permits given to critical requests."""
+    admission: Admission[str] = Admission(AdmissionRules(**rules), permits)  # type: ignore[arg-type]
+    while admission.admits(CRITICAL):
+        pass
+    return admission
+
+
+def names(waiters: list[Waiter[str]]) -> list[str]:
+    return [waiter.request for waiter in waiters]
+
+
+def test_each_priority_stops_at_its_share_and_critical_finds_the_rest() -> None:
+    admission: Admission[str] = Admission(AdmissionRules(), 10)
+    given = [
+        sum(admission.admits(priority) for _ in range(20)) for priority in (BACKGROUND, NORMAL, CRITICAL)
+    ]
+    assert given == [6, 1, 3]
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_even_the_smallest_limit_lets_one_request_of_any_priority_through(priority: Priority) -> None:
+    admission: Admission[str] = Admission(AdmissionRules(), 1)
+    assert admission.admits(priority)
+    assert not any(map(admission.admits, Priority))
+
+
+def test_the_more_important_are_served_first_and_then_who_gives_up_first() -> None:
+    admission = filled(10)
+    for name, priority, deadline in [
+        ("b", BACKGROUND, FAR),
+        ("n", NORMAL, FAR),
+        ("n, soon", NORMAL, 0.01),
+        ("c", CRITICAL, FAR),
+    ]:
+        waiter, shed = admission.wait(name, priority, 0.0, deadline)
+        assert waiter is not None
+        assert not shed
+    admission.give_back(10)
+    served, shed = admission.serve(0.001)
+    assert (names(served), shed) == (["c", "n, soon", "n", "b"], [])
+
+
+def test_who_waits_is_served_up_to_its_ceiling() -> None:
+    admission = filled(10)
+    for name in ("n1", "n2", "n3"):
+        admission.wait(name, NORMAL, 0.0, FAR)
+    assert admission.serve(0.0) == ([], [])
+    admission.give_back(3)
+    assert admission.serve(0.0) == ([], [])
+    admission.give_back(2)
+    assert names(admission.serve(0.0)[0]) == ["n1", "n2"]
+    assert admission.in_flight == 7
+
+
+def test_nobody_overtakes_who_waits_except_the_more_important() -> None:
+    admission = filled(10)
+    admission.wait("n", NORMAL, 0.0, FAR)
+    admission.give_back(10)
+    assert not admission.admits(NORMAL)
+    assert not admission.admits(BACKGROUND)
+    assert admission.admits(CRITICAL)
+
+
+def test_who_waited_too_long_is_shed_and_the_less_important_with_it_first() -> None:
+    admission = filled(10)
+    admission.wait("n", NORMAL, 0.0, FAR)
+    admission.wait("b", BACKGROUND, 0.018, FAR)
+    assert admission.next_give_up() == pytest.approx(0.02)
+    assert admission.oldest_wait_seconds(0.019) == pytest.approx(0.019)
+    served, shed = admission.serve(0.021)
+    assert not served
+    assert [(each.request, each.reason) for each in shed] == [
+        ("b", ShedReason.YIELDED),
+        ("n", ShedReason.WAITED),
+    ]
+    assert admission.next_give_up() is None
+
+
+def test_in_a_full_queue_the_newest_of_the_least_important_makes_room() -> None:
+    admission = filled(10, waiting_max=3)
+    for name, priority in [("b1", BACKGROUND), ("b2", BACKGROUND), ("n1", NORMAL)]:
+        admission.wait(name, priority, 0.0, FAR)
+    assert admission.wait("b3", BACKGROUND, 0.0, FAR)[1][0].request == "b3"
+    assert admission.wait("c1", CRITICAL, 0.0, FAR)[1][0].request == "b2"
+    assert admission.wait("c2", CRITICAL, 0.0, FAR)[1][0].request == "b1"
+    assert admission.wait("c3", CRITICAL, 0.0, FAR)[1][0].request == "n1"
+    waiter, [shed] = admission.wait("c4", CRITICAL, 0.0, FAR)
+    assert waiter is None
+    assert (shed.request, shed.reason) == ("c4", ShedReason.QUEUE_FULL)
+
+
+def test_a_tightened_limit_is_tightened_twice_for_background() -> None:
+    admission: Admission[str] = Admission(AdmissionRules(), 20)
+    admission.limit(10, 0.5)
+    assert admission.ceilings == [10, 7, 3]
+
+
+def test_who_leaves_is_not_served() -> None:
+    admission = filled(10)
+    waiter, _ = admission.wait("c1", CRITICAL, 0.0, FAR)
+    admission.wait("c2", CRITICAL, 0.0, FAR)
+    assert waiter is not None
+    admission.leave(waiter)
+    admission.leave(waiter)
+    admission.give_back(10)
+    assert names(admission.serve(0.0)[0]) == ["c2"]
+    assert admission.waiting == 0
+
+
+class Requests(RuleBasedStateMachine):
+    """Admission against a plain account of what became of each request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = 2
+        self.admission: Admission[int] = Admission(AdmissionRules(waiting_max=6), self.permits)
+        self.now = 0.0
+        self.fate: dict[int, str] = {}
+        self.waiters: dict[int, Waiter[int]] = {}
+        self.in_flight = 0
+
+    @rule(priority=st.sampled_from(Priority), patience=st.sampled_from([0.001, 0.004, 5.0]))
+    def arrive(self, priority: Priority, patience: float) -> None:
+        self.ask(priority, patience)
+
+    @rule(priority=st.sampled_from(Priority))
+    def flood(self, priority: Priority) -> None:
+        """One more than there is room for, without leaving it to chance."""
+        for _ in range(self.permits + 1):
+            self.ask(priority, 5.0)
+
+    def ask(self, priority: Priority, patience: float) -> None:
+        number = len(self.fate)
+        self.fate[number] = "new"
+        if self.admission.admits(priority):
+            assert self.in_flight < self.permits
+            assert not any(waiter.priority <= priority for waiter in self.waiters.values())
+            self.give(number)
+            return
+        waiter, shed = self.admission.wait(number, priority, self.now, self.now + patience)
+        if waiter is not None:
+            self.fate[number] = "waits"
+            self.waiters[number] = waiter
+        self.lose(shed, {number: priority})
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.01, 1.5]))
+    def turn(self, seconds: float) -> None:
+        self.now += seconds
+        served, shed = self.admission.serve(self.now)
+        self.lose(shed, {})
+        for waiter in served:
+            assert waiter.gives_up_at > self.now
+            assert self.in_flight < self.permits
+            assert self.waiters.pop(waiter.request) is waiter
+            assert not any(other.priority < waiter.priority for other in self.waiters.values())
+            self.give(waiter.request)
+        assert all(waiter.gives_up_at > self.now for waiter in self.waiters.values())
+
+    @rule(count=st.integers(1, 3))
+    def reply(self, count: int) -> None:
+        count = min(count, self.in_flight)
+        self.in_flight -= count
+        self.admission.give_back(count)
+
+    @rule(permits=st.integers(1, 5), tightening=st.sampled_from([1.0, 0.5, 0.01]))
+    def limit(self, permits: int, tightening: float) -> None:
+        self.permits = permits
+        self.admission.limit(permits, tightening)
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        if self.waiters:
+            number = data.draw(st.sampled_from(sorted(self.waiters)))
+            self.fate[number] = "left"
+            self.admission.leave(self.waiters.pop(number))
+
+    def give(self, number: int) -> None:
+        assert self.fate[number] in {"new", "waits"}
+        self.fate[number] = "sent"
+        self.in_flight += 1
+
+    def lose(self, shed: list[Shed[int]], arrived: dict[int, Priority]) -> None:
+        """Each was waiting, or has just come, and when it is shed nothing less important waits."""
+        for each in shed:
+            assert self.fate[each.request] == ("waits" if each.request in self.waiters else "new")
+            assert each.priority == (arrived.get(each.request) if each.request in arrived else each.priority)
+            self.fate[each.request] = "shed"
+            self.waiters.pop(each.request, None)
+            assert not any(waiter.priority > each.priority for waiter in self.waiters.values())
+
+    @invariant()
+    def accounts_agree(self) -> None:
+        assert "new" not in self.fate.values()
+        assert (
+            self.admission.in_flight
+            == self.in_flight
+            == list(self.fate.values()).count("sent") - self.answered()
+        )
+        assert self.admission.waiting == len(self.waiters) <= 6
+        assert {number for number, fate in self.fate.items() if fate == "waits"} == set(self.waiters)
+
+    def answered(self) -> int:
+        return list(self.fate.values()).count("sent") - self.in_flight
+
+
+Requests.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestRequests = Requests.TestCase
+
+
+@given(st.sampled_from(Priority), st.floats(0, 1000), st.floats(0, 1, exclude_max=True))
+def test_the_retry_time_is_bounded_and_never_now(priority: Priority, excess: float, random: float) -> None:
+    assert 0.05 <= retry_seconds(priority, excess, random) <= RETRY_MAX_SECONDS * 1.5
+
+
+def test_retries_are_spread_evenly_later_with_more_excess_and_background_last() -> None:
+    drawn = [retry_seconds(NORMAL, 3.0, step / 100) for step in range(100)]
+    assert max(drawn) - min(drawn) == pytest.approx(0.8 * 0.99)
+    assert (
+        retry_seconds(NORMAL, 0.0, 0.5)
+        < retry_seconds(NORMAL, 3.0, 0.5)
+        < retry_seconds(BACKGROUND, 3.0, 0.5)
+    )
+
+
+@pytest.mark.parametrize("reason", ShedReason)
+def test_the_error_says_what_why_and_when_to_come_back(reason: ShedReason) -> None:
+    text = overloaded("10.0.0.1:6379", Shed("GET", BACKGROUND, reason, 0.0204), 0.1234)
+    assert text.startswith("OVERLOADED node 10.0.0.1:6379 ")
+    assert text.endswith("(background); retry after 123 ms")
+    assert ("20 ms" in text) == (reason is ShedReason.WAITED)
+
+
+def test_priorities_are_read_in_any_letters_and_an_unknown_one_names_those_there_are() -> None:
+    assert [parse_priority(text) for text in ("CRITICAL", "normal", "Background")] == list(Priority)
+    assert sorted(Priority) == [CRITICAL, NORMAL, BACKGROUND]
+    assert [parse_priority(str(priority)) for priority in Priority] == list(Priority)
+    with pytest.raises(
+        ValueError, match="'urgent' is not a priority: write one of critical, normal, background"
+    ):
+        parse_priority("urgent")
