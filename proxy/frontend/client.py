@@ -72,7 +72,7 @@ from routing.levels import Level, ReadLevel
 from routing.mode import NO_SNAPSHOT
 from routing.redirect import SCRIPT_COMMANDS
 from routing.slot import slot_of
-from routing.snapshot_reads import is_plain
+from routing.snapshot_reads import GET, is_plain
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
 REPLIES_SUMMED_FROM = 16  # open slots from which finished replies behind an unfinished one are counted
@@ -522,13 +522,32 @@ class ClientConnection(OpenRequests):
         kind = self._kinds[Lane.READ]
         routes_of_slot = self.routes_of_slot
         touched, step = self.hub.touched, self.hub.step
-        fast = FastReads(self, reads, number) if isinstance(number, int) else None
         at_replicas = reads.replicas.is_used
+        shelf = reads.cache.shelf(number, self.resp) if isinstance(number, int) else None
+        is_usable = self.exchange.snapshots.is_usable
+        fast: FastReads | None = None
+        hits = untaken = 0
         for place, (command, raw, hash_slot, key) in enumerate(found):
             self.commands += 1
             self._last_command = command
-            if fast is not None and command.only_reads:
-                if at_replicas and (read := fast.at_replica(command, raw, hash_slot, key)) is not None:
+            is_kept = False
+            if isinstance(number, int) and command.only_reads:
+                if shelf is not None and command is GET:
+                    reply = shelf.get(key)
+                    if reply is not None and is_usable(number):
+                        hit = RequestSlot(self, command, b"", hash_slot)
+                        hit.reply = reply
+                        self.slots.append(hit)
+                        hits += 1
+                        continue
+                    is_kept = reads.cache.is_read_again(key)
+                if fast is None:
+                    fast = FastReads(self, reads, number)
+                if (
+                    at_replicas
+                    and not is_kept
+                    and (read := fast.at_replica(command, raw, hash_slot, key)) is not None
+                ):
                     self.slots.append(read)
                     continue
                 route = routes_of_slot[hash_slot][kind]
@@ -537,6 +556,8 @@ class ClientConnection(OpenRequests):
                     self.slots.append(slot)
                     if route.guarded_step != step:  # type: ignore[union-attr]
                         reads.histories.guard(route, step)  # type: ignore[arg-type]
+                    if is_kept and shelf is not None:
+                        route.queue(slot.fill_into(shelf))  # type: ignore[union-attr]
                     route.owed.append(slot)  # type: ignore[union-attr]
                     route.out.append(slot.raw)  # type: ignore[union-attr]
                     if not route.dirty:  # type: ignore[union-attr]
@@ -549,8 +570,13 @@ class ClientConnection(OpenRequests):
             else:
                 self._read_at_snapshot(command, decode(raw), raw)
             if self.is_held:
-                return sum(len(item[1]) for item in found[place + 1 :])
-        return 0
+                untaken = sum(len(item[1]) for item in found[place + 1 :])
+                break
+        if hits:
+            reads.cache.hits_total += hits
+            reads.reads_total += hits
+            touched(self)
+        return untaken
 
     def _read_plain(self, command: Command, raw: bytes, hash_slot: int, key: bytes) -> None:
         number = self.snapshot_now()

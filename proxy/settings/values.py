@@ -518,6 +518,23 @@ class SnapshotSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What GET has read at snapshots, kept in this process."""
+
+    bytes_max: Annotated[
+        int,
+        Says(
+            "Memory for it, keys and tables included; what was not read for longest goes first. "
+            "0 means that nothing is kept.",
+            at_least=0,
+        ),
+    ] = 64 * 1024 * 1024
+    value_bytes_max: Annotated[int, Says("A larger value, its key included, is not kept.", at_least=1)] = (
+        64 * 1024
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """The topology store: the record of the shard map, its changes, and what operators did."""
 
@@ -638,6 +655,7 @@ class Settings:
     commands: CommandSettings = field(default_factory=CommandSettings)
     reads: ReadSettings = field(default_factory=ReadSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 

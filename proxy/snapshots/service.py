@@ -88,6 +88,9 @@ class Snapshots:
         self.members = Members(
             store, proxy_id, settings.member_ttl_seconds, read_records=self._read_records, now=now
         )
+        self.on_end: Callable[[int], None] = lambda number: (
+            None
+        )  # called in the step in which one serves no more
         self.cuts = 0  # on this proxy
         self.aborted_total = 0
         self._serving: dict[int, SnapshotRecord] = {}
@@ -641,7 +644,7 @@ class Snapshots:
             if self.members.others:
                 self._tell_shared(new)
         else:
-            self._serving.pop(number, None)
+            self._stop_serving(number)
         if new.state is SnapshotState.CLOSING:
             self._closing_since.setdefault(number, trio.current_time())
             if old is not None and self.members.others:
@@ -657,6 +660,10 @@ class Snapshots:
         if new.state is not SnapshotState.OPENING and new.owner != self._proxy_id:
             self._end_barrier(number)
         self._has_work.set()
+
+    def _stop_serving(self, number: int) -> None:
+        if self._serving.pop(number, None) is not None:
+            self.on_end(number)
 
     def _adopt_chain(self) -> None:
         chain = chain_of(
@@ -815,7 +822,7 @@ class Snapshots:
             if record is None or not record.is_open or number in self._ended:
                 continue
             self._ended[number] = reason
-            self._serving.pop(number, None)
+            self._stop_serving(number)
             self._unrecorded[number] = reason
             self.aborted_total += 1
             log.warning("snapshot_aborted", id=number, reason=reason)

@@ -13,6 +13,7 @@ from functools import cache
 
 import trio
 
+from proxy.cache.memory import SnapshotCache
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.client import ClientConnection
 from proxy.frontend.server import Server
@@ -120,6 +121,9 @@ class SimProxy:
                 )
                 if self._asks_markers:
                     self.snapshots.own_writes.begin = lambda snapshot_id: None  # type: ignore[method-assign]
+                self.cache = SnapshotCache(settings.cache)
+                if world.seed % 3:  # few keys are read three times
+                    self.cache.is_read_again = lambda key: True  # type: ignore[method-assign]
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
@@ -130,8 +134,10 @@ class SimProxy:
                     nursery,
                     request_deadline_seconds=deadline_seconds,
                     script_cache_bytes_max=1 << 20,
+                    cache=self.cache,
                 )
                 nursery.start_soon(self.nodes.watch)
+                nursery.start_soon(self.cache.run)
                 nursery.start_soon(keeper.run if keeper is not None else self._observe)
                 await self.snapshots.recover(RECOVER_SECONDS)
                 nursery.start_soon(self.snapshots.run)
