@@ -13,9 +13,9 @@ Invariants
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from math import inf
-from typing import NamedTuple
 
 import trio
 from cachetools import LRUCache
@@ -23,51 +23,78 @@ from cachetools import LRUCache
 from proxy.metrics import Family, MetricType, Sample
 from proxy.settings import CacheSettings
 
-# What an entry takes beside the bytes of key and reply: the objects, and three tables' share of each. Held by
+# What an entry takes beside the bytes of key and reply: the objects, and four tables' share of each. Held by
 # test_memory.py::test_the_bound_is_that_of_the_memory_taken.
-OVERHEAD_BYTES = 400
-SEEN_KEYS = 32_768  # keys read once that are remembered, at least; at the most twice as many
+OVERHEAD_BYTES = 430
+SEEN_KEYS = 65_536  # places for keys that were read; each is overwritten by the next key that falls there
+NEVER = -1  # as an age
+FILLS_OF_AN_AGE = 16  # a use is noted once in an age; what has few entries has few ages, too
 FREED_AT_ONCE = 1_000  # entries of an ended snapshot, in one step of about 0.2 ms
 
 
-class Held(NamedTuple):
+class Held:
     """A reply."""
 
-    reply: bytes
-    until: float  # Trio's clock; inf: as long as the snapshot serves
-    size: int  # in bytes, with its key and what is around it
+    __slots__ = ("age", "reply", "size", "until")
+
+    def __init__(self, reply: bytes, until: float, size: int) -> None:
+        self.reply = reply
+        self.until = until  # Trio's clock; inf: as long as the snapshot serves
+        self.size = size  # in bytes, with its key and what is around it
+        self.age = NEVER  # of the cache, at its last use that was noted
 
 
 class Shelf:
     """What is kept of one snapshot in one RESP version."""
 
-    __slots__ = ("_cache", "values")
+    __slots__ = ("_cache", "_held", "values")
 
     def __init__(self, cache: SnapshotCache) -> None:
-        self._cache: SnapshotCache | None = cache  # None: its snapshot has ended
+        self._cache: SnapshotCache = cache
+        # Not in ``values``, whose look-up costs several times as much, and with it a tenth of a hit.
+        self._held: dict[bytes, Held] | None = {}  # None: its snapshot has ended
         self.values: LRUCache[bytes, Held] = LRUCache(cache.bytes_max, getsizeof=_size_of)
 
     def get(self, key: bytes) -> bytes | None:
         """The reply, if it is kept and its time is not over."""
-        values = self.values
-        if key not in values:
+        if not self._held:
             return None
-        held = values[key]
-        if held.until != inf and trio.current_time() >= held.until:
-            del values[key]
+        held = self._held.get(key)
+        if held is None:
             return None
+        if held.age == self._cache.age:
+            return held.reply
+        if held.until != inf:
+            if trio.current_time() >= held.until:
+                self._remove(key)
+                return None
+        else:
+            held.age = self._cache.age
+        self.values[key]  # which notes the use
         return held.reply
 
     def put(self, key: bytes, reply: bytes, until: float) -> None:
         """Keep a reply that was used as right. Nothing if the snapshot has ended, or the reply is too large."""
-        if self._cache is not None:
-            self._cache.put(self, key, reply, until)
+        if self._held is None or not self._cache.make_room(key, reply):
+            return
+        held = Held(reply, until, len(key) + len(reply) + OVERHEAD_BYTES)
+        self._held[key] = self.values[key] = held
 
-    def end(self) -> LRUCache[bytes, Held]:
+    def pop(self) -> None:
+        """Remove what was not used for longest."""
+        assert self._held is not None
+        key, _ = self.values.popitem()
+        del self._held[key]
+
+    def _remove(self, key: bytes) -> None:
+        assert self._held is not None
+        del self._held[key], self.values[key]
+
+    def end(self) -> tuple[LRUCache[bytes, Held], dict[bytes, Held]]:
         """Nothing is kept here any more. What was."""
-        values, self.values = self.values, LRUCache(0)
-        self._cache = None
-        return values
+        ended = self.values, self._held or {}
+        self.values, self._held = LRUCache(0), None
+        return ended
 
 
 class SnapshotCache:
@@ -75,11 +102,13 @@ class SnapshotCache:
 
     def __init__(self, settings: CacheSettings) -> None:
         self.bytes_max = settings.bytes_max
+        self.age = 0  # goes up as entries come, without which the order of uses is of no use
         self._value_bytes_max = settings.value_bytes_max
         self._shelves: dict[tuple[int, int], Shelf] = {}  # snapshot, RESP version
-        self._seen: set[int] = set()  # hashes of keys that were read once
-        self._seen_before: set[int] = set()  # the same, older
-        self._ended: list[LRUCache[bytes, Held]] = []
+        self._seen = array(
+            "q", bytes(8 * SEEN_KEYS)
+        )  # hashes of keys, each at the place that its last bits say
+        self._ended: list[tuple[LRUCache[bytes, Held], dict[bytes, Held]]] = []
         self._has_ended = trio.Event()
         self.hits_total = 0
         self.fills_total = 0
@@ -95,25 +124,24 @@ class SnapshotCache:
     def is_read_again(self, key: bytes) -> bool:
         """Whether the key was read not long ago; from now on it was."""
         number = hash(key)
-        if number in self._seen or number in self._seen_before:
+        place = number % SEEN_KEYS
+        if self._seen[place] == number:
             return True
-        self._seen.add(number)
-        if len(self._seen) >= SEEN_KEYS:
-            self._seen_before, self._seen = self._seen, set()
+        self._seen[place] = number
         return False
 
-    def put(self, shelf: Shelf, key: bytes, reply: bytes, until: float) -> None:
-        """See ``Shelf.put``."""
-        size = len(key) + len(reply) + OVERHEAD_BYTES
-        if len(key) + len(reply) > self._value_bytes_max or size > self.bytes_max:
-            return
-        values = shelf.values
-        values.pop(key, None)
-        while self.bytes_held + size > self.bytes_max:
-            max([each.values for each in self._shelves.values()], key=_bytes_of).popitem()
+    def make_room(self, key: bytes, reply: bytes) -> bool:
+        """For one more entry, which then is put in; False: it is too large."""
+        length = len(key) + len(reply)
+        if length > self._value_bytes_max or length + OVERHEAD_BYTES > self.bytes_max:
+            return False
+        while self.bytes_held + length + OVERHEAD_BYTES > self.bytes_max:
+            max(self._shelves.values(), key=_bytes_of).pop()
             self.evictions_total += 1
-        values[key] = Held(reply, until, size)
         self.fills_total += 1
+        if not self.fills_total % FILLS_OF_AN_AGE:
+            self.age += 1
+        return True
 
     def end(self, snapshot_id: int) -> None:
         """The snapshot serves no more: nothing is kept of it from now on."""
@@ -127,11 +155,11 @@ class SnapshotCache:
             await self._has_ended.wait()
             self._has_ended = trio.Event()
             while self._ended:
-                values = self._ended[-1]
+                values, held = self._ended[-1]
                 for _ in range(min(FREED_AT_ONCE, len(values))):
-                    values.popitem()
+                    del held[values.popitem()[0]]
                 if not values:
-                    self._ended.remove(values)
+                    self._ended.pop()
                 await trio.sleep(0)
 
     @property
@@ -150,8 +178,8 @@ def _size_of(held: Held) -> int:
     return held.size
 
 
-def _bytes_of(values: LRUCache[bytes, Held]) -> float:
-    return values.currsize
+def _bytes_of(shelf: Shelf) -> float:
+    return shelf.values.currsize
 
 
 def _family(name: str, help_: str, kind: MetricType) -> Family:

@@ -75,6 +75,9 @@ from routing.slot import slot_of
 from routing.snapshot_reads import GET, is_plain
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
+HITS_BYTES = (
+    64 * 1024
+)  # of the cache's replies in one slot; ``open_requests_max`` bounds how many slots there are
 REPLIES_SUMMED_FROM = 16  # open slots from which finished replies behind an unfinished one are counted
 
 SLOTS_DIFFER = b"-CROSSSLOT Keys in request don't hash to the same slot"
@@ -524,23 +527,22 @@ class ClientConnection(OpenRequests):
         touched, step = self.hub.touched, self.hub.step
         at_replicas = reads.replicas.is_used
         shelf = reads.cache.shelf(number, self.resp) if isinstance(number, int) else None
-        is_usable = self.exchange.snapshots.is_usable
         fast: FastReads | None = None
-        hits = untaken = 0
+        hits: list[bytes] = []
+        untaken = 0
         for place, (command, raw, hash_slot, key) in enumerate(found):
-            self.commands += 1
-            self._last_command = command
-            is_kept = False
+            if shelf is not None and command is GET:
+                # ``snapshot_now`` has said in this step that the snapshot serves; if it ends in it, the shelf is empty.
+                reply = shelf.get(key)
+                if reply is not None:
+                    hits.append(reply)
+                    continue
+                is_kept = reads.cache.is_read_again(key)
+            else:
+                is_kept = False
+            if hits:
+                self._reply_all(hits)
             if isinstance(number, int) and command.only_reads:
-                if shelf is not None and command is GET:
-                    reply = shelf.get(key)
-                    if reply is not None and is_usable(number):
-                        hit = RequestSlot(self, command, b"", hash_slot)
-                        hit.reply = reply
-                        self.slots.append(hit)
-                        hits += 1
-                        continue
-                    is_kept = reads.cache.is_read_again(key)
                 if fast is None:
                     fast = FastReads(self, reads, number)
                 if (
@@ -573,10 +575,24 @@ class ClientConnection(OpenRequests):
                 untaken = sum(len(item[1]) for item in found[place + 1 :])
                 break
         if hits:
-            reads.cache.hits_total += hits
-            reads.reads_total += hits
-            touched(self)
+            self._reply_all(hits)
+        self.commands += place + 1
+        self._last_command = command
         return untaken
+
+    def _reply_all(self, hits: list[bytes]) -> None:
+        """Answer reads of a snapshot from the cache; in one slot, for one each would cost more than the look-up."""
+        reads = self.exchange.snapshot_reads
+        reads.cache.hits_total += len(hits)
+        reads.reads_total += len(hits)
+        joined = b"".join(hits)
+        for reply in (joined,) if len(joined) <= HITS_BYTES else tuple(hits):
+            slot = RequestSlot(self, GET, b"", -1)
+            slot.reply = reply
+            self.slots.append(slot)
+        hits.clear()
+        if not self.dirty:
+            self.hub.touched(self)
 
     def _read_plain(self, command: Command, raw: bytes, hash_slot: int, key: bytes) -> None:
         number = self.snapshot_now()
