@@ -69,7 +69,7 @@ def main() -> int:
             for number in range(options.rounds):
                 work: Round = {}
                 with _proxy(bed, nodes) as target:
-                    measure(target, nodes, options.requests_each, (STRONG, HIT, ONCE), work)
+                    measure(target, nodes, options.requests_each, (STRONG, ONCE, HIT), work)
                 with _proxy(bed, nodes, OFF) as target:
                     measure(target, nodes, options.requests_each, (STRONG_WITHOUT, ONCE_WITHOUT), work)
                 rounds.append(work)
@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--requests", type=positive, default=200_000, help="that are compared")
-    parser.add_argument("--requests-each", type=positive, default=40_000, help="of each kind at depth 1")
+    parser.add_argument("--requests-each", type=positive, default=45_000, help="of each kind at depth 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
     return parser
 

@@ -7,11 +7,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.settings import (
     AdminSettings,
+    CacheSettings,
     ClientSettings,
     ClusterSettings,
     CommandSettings,
@@ -151,6 +153,7 @@ all_settings = (
             ),
             reads=reads,
             snapshots=snapshots,
+            cache=st.builds(CacheSettings, bytes_max=st.integers(0, 10**30), value_bytes_max=counts),
             admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
             hooks=st.lists(hooks, max_size=3, unique_by=lambda hook: hook.name).map(tuple),
         )
@@ -239,12 +242,14 @@ def test_no_secret_is_shown() -> None:
     assert "password" not in tomllib.loads(text)["cluster"]
 
 
-def test_the_operators_page_lists_the_snapshot_settings() -> None:
+@pytest.mark.parametrize(("name", "settings"), [("snapshots", SnapshotSettings), ("cache", CacheSettings)])
+def test_the_operators_page_lists_the_settings(name: str, settings: type) -> None:
     """Each with its default and its meaning, as ``config show`` has them."""
     shown = toml_of(load())
-    page = Path(__file__).parents[3].joinpath("docs", "snapshots.md").read_text()
+    shown = shown[shown.index(f"[{name}]") :]
+    page = Path(__file__).parents[3].joinpath("docs", f"{name}.md").read_text()
     listed = [line.split(" | ") for line in page[page.index("## Settings") :].splitlines()[6:]]
-    options = list(table_of(SnapshotSettings).options())
+    options = list(table_of(settings).options())
     assert len(listed) == len(options)
     for (name, default, meaning), (_, option) in zip(listed, options, strict=True):
         assert name == f"| `{option.name}`"
