@@ -160,7 +160,7 @@ class SnapshotCache:
                     del held[values.popitem()[0]]
                 if not values:
                     self._ended.pop()
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
     @property
     def bytes_held(self) -> float:

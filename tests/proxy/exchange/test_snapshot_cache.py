@@ -181,16 +181,20 @@ async def test_of_a_written_key_the_pre_image_is_kept_for_as_long_as_that_lives(
     assert await get(keys, client, key) is None
 
 
-async def test_a_known_pre_image_is_kept_too(world: World, keys: Keys) -> None:
+async def test_a_known_pre_image_is_kept_too(world: World, keys: Keys, autojump_clock: MockClock) -> None:
     key = keys_of(world, 0)[0]
     saved = preimage(slot_of(key), ID, key)
     keys.values |= {key: b"new", saved: b"old"}
+    keys.lifetimes[saved] = 5000
     serve(world, ID)
     alone(world)[key] = Kept(HISTORY, command("GET", saved))
     client = reader_of(world)
     assert await warm(keys, client, key) == b"old"
     assert await get(keys, client, key) == b"old"
     assert not keys.asked
+    await trio.sleep(5)
+    del keys.values[saved]
+    assert await get(keys, client, key) is None
 
 
 async def test_what_was_kept_before_a_write_is_right_after_it(world: World, keys: Keys) -> None:
