@@ -4,6 +4,7 @@
     |- hub                  all plain sockets, in turns
     |- upstream nursery     a keeper for each node connection, tasks of slow requests
     |- watch                overdue requests
+    |- cache                frees what ended snapshots have left in it
     |- store                notices what other processes wrote, ends leases
     |- keeper               the topology view: looks at the cluster, or follows the proxy that does
     |- mode                 the routing mode, as the store says
@@ -41,6 +42,7 @@ from proxy.admin import settings as settings_endpoint
 from proxy.admin import snapshots as snapshots_endpoint
 from proxy.admin.endpoints import AdminState
 from proxy.admin.server import DEFAULT_LIMITS, AdminServer
+from proxy.cache.memory import SnapshotCache
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.explain import explain
 from proxy.exchange.read_samples import read_samples
@@ -178,6 +180,7 @@ class Proxy:
                     dialer.abandoned,
                     self.id,
                 )
+                self.cache = SnapshotCache(settings.cache)
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
@@ -188,6 +191,7 @@ class Proxy:
                     nursery,
                     request_deadline_seconds=cluster.request_deadline_seconds,
                     script_cache_bytes_max=settings.commands.script_cache_bytes_max,
+                    cache=self.cache,
                 )
                 self.exchange.hot.adopt(settings.hot)
                 self.metrics.register_source(self._samples)
@@ -195,6 +199,7 @@ class Proxy:
                     await nursery.start(self._await_signals)
                 nursery.start_soon(self.nodes.watch)
                 nursery.start_soon(self.replica_nodes.watch)
+                nursery.start_soon(self.cache.run)
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self.mode.run)
@@ -415,6 +420,7 @@ class Proxy:
         yield from read_samples(self.exchange.reads, self.replicas)
         yield from self.snapshots.samples()
         yield from self.exchange.hot.samples()
+        yield from self.cache.samples()
         for kind, count in self.exchange.redirects_total.items():
             yield Sample(REDIRECTS, count, (kind,))
         for connection in self.nodes.connections():

@@ -15,6 +15,7 @@ from typing import assert_never
 
 import trio
 
+from proxy.cache.memory import SnapshotCache
 from proxy.exchange.failures import internal_fault, not_ready, outcome_unknown
 from proxy.exchange.hot import HotSampler
 from proxy.exchange.replica_reads import ReplicaReads
@@ -25,6 +26,7 @@ from proxy.hub import Hub
 from proxy.log import get_logger
 from proxy.protocol.encode import error
 from proxy.replicas.service import Replicas
+from proxy.settings import CacheSettings
 from proxy.snapshots.service import Snapshots
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
@@ -64,6 +66,7 @@ class Exchange:
         *,
         request_deadline_seconds: float,
         script_cache_bytes_max: int,
+        cache: SnapshotCache | None = None,
     ) -> None:
         self.hub = hub
         self.nodes = nodes
@@ -75,7 +78,7 @@ class Exchange:
         self.snapshots = snapshots
         self.preserver = snapshots.preserver
         snapshots.attach(self)
-        self.snapshot_reads = SnapshotReads(self, snapshots)
+        self.snapshot_reads = SnapshotReads(self, snapshots, cache or SnapshotCache(CacheSettings()))
         self.token_secret = b""  # signs the tokens of sessions; empty until it is known
         self.scripts = ScriptCache(script_cache_bytes_max)
         self.hot = HotSampler()

@@ -37,4 +37,5 @@ def internal_fault(reference: str) -> bytes:
 
 def ran_in_part(failure: bytes, ran: int, parts: int) -> bytes:
     """The error of one part of a split write, when others ran."""
+    failure = failure.replace(b"nothing was written", b"its part was not written")
     return failure[:-2] + b"; the command was split over its slots: %d of %d parts ran\r\n" % (ran, parts)

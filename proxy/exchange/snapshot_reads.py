@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from proxy.bounded import for_each
+from proxy.cache.memory import SnapshotCache
 from proxy.exchange.failures import not_ready
 from proxy.exchange.snapshot_replicas import SnapshotReplicas
 from proxy.protocol.canonical import canonical
@@ -73,9 +74,11 @@ class TooLargeError(Exception):
 class SnapshotReads:
     """One per proxy."""
 
-    def __init__(self, exchange: Exchange, snapshots: Snapshots) -> None:
+    def __init__(self, exchange: Exchange, snapshots: Snapshots, cache: SnapshotCache) -> None:
         self.exchange = exchange
         self.snapshots = snapshots
+        self.cache = cache
+        snapshots.on_end = cache.end
         self.histories: Histories = snapshots.histories
         self.reads_total = 0  # commands of clients
         self.slow_total = 0  # of them, those that took the slow way

@@ -8,7 +8,11 @@ with the key, and ``SnapshotSlot`` behind it. What is not as expected is read th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
+import trio
+
+from proxy.cache.memory import Shelf
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
 from proxy.exchange.snapshot_reads import ABSENT, PREIMAGE, Pair, SnapshotReads, stands_for
@@ -28,12 +32,13 @@ from routing.snapshot_names import preimage
 from routing.snapshot_reads import AS_IS, GET, PLAIN
 
 NILS = (b"$-1\r\n", b"_\r\n")
+NO_KEY = -2  # as PTTL says it
 
 
 class SnapshotSlot(RequestSlot):
     """A client's plain read of one key at a snapshot."""
 
-    __slots__ = ("chain", "is_instead", "key", "snapshot_id", "value")
+    __slots__ = ("chain", "fill", "is_instead", "key", "snapshot_id", "value")
     direct = False
 
     def __init__(
@@ -53,6 +58,7 @@ class SnapshotSlot(RequestSlot):
         self.redirect = None
         self.key = key
         self.snapshot_id = snapshot_id
+        self.fill: Fill | None = None
         self.value = b""  # what was read in place; b"": nothing yet
         self.chain: Chain | None = None  # whose markers were asked
         self.is_instead = False  # what was sent last reads what stands for the key
@@ -63,6 +69,15 @@ class SnapshotSlot(RequestSlot):
         if connection.guarded_step != step:
             exchange.snapshots.histories.guard(connection, step)
         connection.queue_all((self, MarkerSlot(self, exchange.snapshot_reads.question(self))))
+
+    def fill_into(self, shelf: Shelf) -> LifetimeSlot:
+        """Have the reply kept in the cache, if it is used as right; what to queue in front of the read."""
+        self.fill = Fill(shelf, self.key)
+        return self.fill.ask_lifetime(self._read_first())
+
+    def _read_first(self) -> bytes:
+        """The key whose value is read first."""
+        return self.key
 
     def keys(self) -> set[bytes]:
         return set()  # a write of the same key may come before or after it: it shows neither
@@ -88,7 +103,10 @@ class SnapshotSlot(RequestSlot):
                 self.is_instead = True
                 self.raw = with_key(self.raw, instead)
                 snapshots.histories.guard(connection, requester.hub.step)
-                connection.queue(self)
+                if self.fill is None:
+                    connection.queue(self)
+                else:
+                    connection.queue_all((self.fill.ask_lifetime(instead), self))
                 return
         self.wait("its value was being written, or moved")
 
@@ -103,10 +121,13 @@ class SnapshotSlot(RequestSlot):
             instead = {self.key: key_of_simple(self.raw)}
             reply = canonical(AS_IS, reply, instead)  # which may name the key
         self.reply = reply
+        if self.fill is not None:
+            self.fill.use(reply)
         requester.hub.touched(requester)
 
     def wait(self, reason: str) -> None:
         """Read it the slow way."""
+        self.fill = None
         requester = self.requester
         assert isinstance(requester, OpenRequests)
         if self.is_instead:
@@ -147,6 +168,7 @@ class UnwrittenRead(SnapshotSlot):
         self.redirect = None
         self.key = key
         self.snapshot_id = snapshot_id
+        self.fill = None
         self.is_instead = False
         self.written = written
 
@@ -161,6 +183,8 @@ class UnwrittenRead(SnapshotSlot):
             and (reply[0] != 45 or not needs_attention(reply))
         ):
             self.reply = reply
+            if self.fill is not None:
+                self.fill.use(reply)
             if not requester.dirty:
                 connection.hub.touched(requester)
         else:
@@ -244,12 +268,18 @@ class KeptRead(SnapshotSlot):
         self.redirect = None
         self.key = key
         self.snapshot_id = snapshot_id
+        self.fill = None
         self.is_instead = True
+
+    def _read_first(self) -> bytes:
+        return preimage(self.hash_slot, self.snapshot_id, self.key)
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
         requester: OpenRequests = self.requester  # type: ignore[assignment]  # a cast costs time
         if reply[0] != 45 and requester.exchange.snapshots.is_usable(self.snapshot_id):
             self.reply = reply
+            if self.fill is not None:
+                self.fill.use(reply)
             if not requester.dirty:
                 connection.hub.touched(requester)
         else:
@@ -281,10 +311,14 @@ class WrittenGet(SnapshotSlot):
         self.redirect = None
         self.key = key
         self.snapshot_id = snapshot_id
+        self.fill = None
         self.is_instead = False
         form, more = pair
         size = more + len(key)
         self.raw = form % (size, key, size, key)
+
+    def _read_first(self) -> bytes:
+        return preimage(self.hash_slot, self.snapshot_id, self.key)
 
     def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
         requester: OpenRequests = self.requester  # type: ignore[assignment]  # a cast costs time
@@ -294,6 +328,8 @@ class WrittenGet(SnapshotSlot):
         is_right = is_kept or (found == ABSENT and reply[4:-7] in NILS)
         if is_right and requester.exchange.snapshots.is_usable(self.snapshot_id):
             self.reply = reply[4:-7]
+            if self.fill is not None:
+                self.fill.use(self.reply)
             if not requester.dirty:
                 connection.hub.touched(requester)
         else:
@@ -329,6 +365,7 @@ class SnapshotGet(SnapshotSlot):
         self.redirect = None
         self.key = key
         self.snapshot_id = snapshot_id
+        self.fill = None
         self.chain = chain
         self.is_instead = False
         self.is_pair = True
@@ -360,6 +397,8 @@ class SnapshotGet(SnapshotSlot):
             and snapshots.is_usable(self.snapshot_id)
         ):
             self.reply = reply[4:-5]
+            if self.fill is not None:
+                self.fill.use(self.reply)
             if not requester.dirty:
                 connection.hub.touched(requester)
             return
@@ -457,6 +496,55 @@ class FastReads:
             return None
         self._reads.reads_total += 1
         return found
+
+
+class Fill:
+    """What is read is to be kept in the cache, for no longer than its key lives.
+
+    Its lifetime is asked in front of the read. So what shows that the value is the snapshot's, which is looked at
+    when the value is there, shows it of the lifetime, too.
+    """
+
+    __slots__ = ("_asked_at", "_key", "_lifetime", "_shelf")
+
+    def __init__(self, shelf: Shelf, key: bytes) -> None:
+        self._shelf = shelf
+        self._key = key
+        self._asked_at = 0.0  # Trio's clock
+        self._lifetime: LifetimeSlot | None = None
+
+    def ask_lifetime(self, key: bytes) -> LifetimeSlot:
+        """To be queued in front of the read of ``key``."""
+        self._asked_at = trio.current_time()
+        self._lifetime = LifetimeSlot(key)
+        return self._lifetime
+
+    def use(self, reply: bytes) -> None:
+        """It is right."""
+        lifetime = self._lifetime.milliseconds if self._lifetime is not None else None
+        if lifetime is None or reply[0] == 45 or (lifetime == NO_KEY) != (reply in NILS):
+            return  # not told, an error, or gone in between
+        until = inf if lifetime < 0 else self._asked_at + lifetime / 1000
+        self._shelf.put(self._key, reply, until)
+
+
+class LifetimeSlot(Slot):
+    """The question how long a key lives."""
+
+    __slots__ = ("hash_slot", "milliseconds", "raw", "requester")
+
+    def __init__(self, key: bytes) -> None:
+        self.raw = b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n" % (len(key), key)
+        self.hash_slot = -1
+        self.requester = None
+        self.milliseconds: int | None = None  # NO_KEY, -1 for ever; None: it was not told
+
+    def on_reply(self, reply: bytes, connection: NodeConnection) -> None:
+        if reply[0] == 58:
+            self.milliseconds = int(reply[1:-2])
+
+    def on_lost(self, sent: bool, connection: NodeConnection) -> None:
+        """The read behind it is told as well."""
 
 
 class MarkerSlot(Slot):

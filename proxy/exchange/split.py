@@ -241,6 +241,9 @@ class SplitSlot(RequestSlot):
         failed = [part.reply for part in self.parts if part.reply is not None and part.reply[0] == 45]
         if not failed:
             return self.rule.merge(self.parts, len(self.arguments[1 :: self.rule.step]))
+        failed.sort(
+            key=lambda reply: not reply.startswith(b"-OUTCOMEUNKNOWN")
+        )  # no other error may speak for it
         ran = len(self.parts) - len(failed)
         return failed[0] if not ran or not self.may_write else ran_in_part(failed[0], ran, len(self.parts))
 

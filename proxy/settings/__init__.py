@@ -6,6 +6,7 @@ line, the environment and a file; ``proxy.settings.show`` writes them down again
 
 from proxy.settings.values import (
     AdminSettings,
+    CacheSettings,
     ClientSettings,
     ClusterSettings,
     CommandSettings,
@@ -25,6 +26,7 @@ from proxy.settings.values import (
 
 __all__ = [
     "AdminSettings",
+    "CacheSettings",
     "ClientSettings",
     "ClusterSettings",
     "CommandSettings",

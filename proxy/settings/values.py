@@ -552,6 +552,23 @@ class HotSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """What GET has read at snapshots, kept in this process."""
+
+    bytes_max: Annotated[
+        int,
+        Says(
+            "Memory for it, keys and tables included; what was not read for longest goes first. "
+            "0 means that nothing is kept.",
+            at_least=0,
+        ),
+    ] = 0
+    value_bytes_max: Annotated[int, Says("A larger value, its key included, is not kept.", at_least=1)] = (
+        64 * 1024
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """The topology store: the record of the shard map, its changes, and what operators did."""
 
@@ -673,6 +690,7 @@ class Settings:
     reads: ReadSettings = field(default_factory=ReadSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
     hot: HotSettings = field(default_factory=HotSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 

@@ -88,6 +88,9 @@ class Snapshots:
         self.members = Members(
             store, proxy_id, settings.member_ttl_seconds, read_records=self._read_records, now=now
         )
+        self.on_end: Callable[[int], None] = lambda number: (
+            None
+        )  # called in the step in which one serves no more
         self.cuts = 0  # on this proxy
         self.aborted_total = 0
         self._serving: dict[int, SnapshotRecord] = {}
@@ -642,7 +645,7 @@ class Snapshots:
             if self.members.others:
                 self._tell_shared(new)
         else:
-            self._serving.pop(number, None)
+            self._stop_serving(number)
         if new.state is SnapshotState.CLOSING:
             self._closing_since.setdefault(number, trio.current_time())
             if old is not None and self.members.others:
@@ -671,6 +674,10 @@ class Snapshots:
             self.own_writes.begin(record.id)
         if not is_own:
             self._start(self._cut_for_other, record, self._barrier)
+
+    def _stop_serving(self, number: int) -> None:
+        if self._serving.pop(number, None) is not None:
+            self.on_end(number)
 
     def _adopt_chain(self) -> None:
         chain = chain_of(
@@ -840,7 +847,7 @@ class Snapshots:
             if record is None or not record.is_open or number in self._ended:
                 continue
             self._ended[number] = reason
-            self._serving.pop(number, None)
+            self._stop_serving(number)
             self._unrecorded[number] = reason
             self.aborted_total += 1
             log.warning("snapshot_aborted", id=number, reason=reason)

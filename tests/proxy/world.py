@@ -17,6 +17,7 @@ from typing import Any
 import trio
 import trio.testing
 
+from proxy.cache.memory import SnapshotCache
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.client import ClientConnection
 from proxy.frontend.server import Server
@@ -24,7 +25,7 @@ from proxy.hub import Hub
 from proxy.protocol.replies import decode, end_of_reply
 from proxy.protocol.requests import RequestLimits, RequestParser
 from proxy.replicas.service import ReplicaOptions, Replicas
-from proxy.settings import ClientSettings, Settings, SnapshotSettings
+from proxy.settings import CacheSettings, ClientSettings, Settings, SnapshotSettings
 from proxy.snapshots.links import Links
 from proxy.snapshots.service import Snapshots
 from proxy.store.memory import MemoryStore
@@ -270,6 +271,7 @@ class World:
             nursery,
             request_deadline_seconds=DEADLINE_SECONDS,
             script_cache_bytes_max=1 << 20,
+            cache=SnapshotCache(CacheSettings(bytes_max=1 << 26)),
         )
         self.server = Server(settings, self.topology)
         self.clients: list[Client] = []

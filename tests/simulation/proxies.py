@@ -13,13 +13,14 @@ from functools import cache
 
 import trio
 
+from proxy.cache.memory import SnapshotCache
 from proxy.exchange.exchange import Exchange
 from proxy.frontend.client import ClientConnection
 from proxy.frontend.server import Server
 from proxy.protocol.encode import frame
 from proxy.protocol.replies import end_of_reply
 from proxy.replicas.service import ReplicaOptions, Replicas
-from proxy.settings import Settings
+from proxy.settings import CacheSettings, Settings
 from proxy.snapshots.links import Links
 from proxy.snapshots.service import Snapshots
 from proxy.topology.discovery import Discovery
@@ -37,6 +38,7 @@ from tests.simulation.workload import TAGS
 from tests.simulation.world import Pipe, SimDialer, SimHub, World
 
 CONNECT_TIMEOUT_SECONDS = 0.3
+CACHE_BYTES = 1 << 20
 RECOVER_SECONDS = 0.2
 LOOK_SECONDS = 0.1  # between two looks of the light observer
 FILLERS = 4  # slots of each shard, beside those that are used, in the light observer's view
@@ -120,6 +122,9 @@ class SimProxy:
                 )
                 if self._asks_markers:
                     self.snapshots.own_writes.begin = lambda snapshot_id: None  # type: ignore[method-assign]
+                self.cache = SnapshotCache(CacheSettings(bytes_max=CACHE_BYTES))
+                if world.seed % 3:  # few keys are read three times
+                    self.cache.is_read_again = lambda key: True  # type: ignore[method-assign]
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
@@ -130,8 +135,10 @@ class SimProxy:
                     nursery,
                     request_deadline_seconds=deadline_seconds,
                     script_cache_bytes_max=1 << 20,
+                    cache=self.cache,
                 )
                 nursery.start_soon(self.nodes.watch)
+                nursery.start_soon(self.cache.run)
                 nursery.start_soon(keeper.run if keeper is not None else self._observe)
                 await self.snapshots.recover(RECOVER_SECONDS)
                 nursery.start_soon(self.snapshots.run)

@@ -209,6 +209,8 @@ async def test_a_get_at_a_snapshot_is_exact_whatever_the_number_of_markers_that_
         for words in world.nodes[0].take():
             if words[0] == b"INFO":
                 world.nodes[0].reply(bulk(b"role:master\r\nmaster_replid:" + HISTORY + b"\r\n"))
+            elif words == [b"PTTL", key]:  # of the second one, which is kept
+                world.nodes[0].reply(b":-1\r\n")
             else:
                 assert words == [b"MGET", key, *[marker(slot_of(key), ID + n, key) for n in range(count)]]
                 world.nodes[0].reply(array([bulk(value), *[b"$-1\r\n"] * count]))

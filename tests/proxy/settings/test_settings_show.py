@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.settings import (
     AdminSettings,
+    CacheSettings,
     ClientSettings,
     ClusterSettings,
     CommandSettings,
@@ -160,6 +161,7 @@ all_settings = (
             reads=reads,
             snapshots=snapshots,
             hot=hots,
+            cache=st.builds(CacheSettings, bytes_max=st.integers(0, 10**30), value_bytes_max=counts),
             admin=st.just(AdminSettings(Address("127.0.0.1", ports[0].port), token="")),
             hooks=st.lists(hooks, max_size=3, unique_by=lambda hook: hook.name).map(tuple),
         )
@@ -248,7 +250,9 @@ def test_no_secret_is_shown() -> None:
     assert "password" not in tomllib.loads(text)["cluster"]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("snapshots", SnapshotSettings), ("hot", HotSettings)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("snapshots", SnapshotSettings), ("hot", HotSettings), ("cache", CacheSettings)]
+)
 def test_the_operators_page_lists_the_settings(name: str, kind: type) -> None:
     """Each with its default and its meaning, as ``config show`` has them."""
     text = toml_of(load())
