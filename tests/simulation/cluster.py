@@ -1044,8 +1044,11 @@ class Cluster:
         """MIGRATE of one key."""
         source = self.owner(slot)
         target = self.nodes[source.migrating[slot]]
-        entry = source.engine.entries.get(key)
+        entry = source.engine.get(key)
         if entry is None:
+            if key in source.engine.entries:  # its time is over: MIGRATE removes it, and says NOKEY
+                source.engine.remove(key)
+                source.publish(source.engine.take_changes(), {})
             return
         version = source.versions.get(key)
         source.engine.remove(key)

@@ -196,19 +196,6 @@ def _what_another_proxy_writes_is_taken_for_known() -> Iterator[None]:
         yield
 
 
-@plant("a proxy that joins is not waited for")
-def _a_proxy_that_joins_is_not_waited_for() -> Iterator[None]:
-    """It writes before the owner of a snapshot has heard of it, which takes as long as its watch."""
-    recover = Snapshots.recover
-
-    async def recover_at_once(self: Any, seconds: float) -> None:
-        await recover(self, seconds)
-        self.preserver.release(service.UNHEARD)
-
-    with patch.object(Snapshots, "recover", recover_at_once):
-        yield
-
-
 @plant("a pre-image taken for kept in every history")
 def _a_pre_image_taken_for_kept_in_every_history() -> Iterator[None]:
     class Every(bytes):

@@ -423,7 +423,10 @@ async def test_listings_are_of_the_cut_whatever_happens_meanwhile(
             ) -> None:
                 while chance.random() < rate:
                     _step(model, chance, cuts)
-                if chance.random() < 0.02:
+                # A proxy that wants a look gets one before long; else none may come before its deadline.
+                topology = model.world.topology
+                if chance.random() < (0.3 if topology.wanted.is_set() else 0.02):
+                    topology.take_wanted()
                     model.world.see()
 
             model.between = between
