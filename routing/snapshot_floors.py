@@ -40,6 +40,10 @@ class ShardFloor:
         )
         return replace(self, slots=self.slots & slots, is_settled=is_settled)
 
+    def has_keys_of(self, hash_slot: int) -> bool:
+        """Whether who has applied the floor has what the slot's keys were at the cut."""
+        return self.is_settled and self.slots is not None and hash_slot in self.slots
+
 
 @dataclass(frozen=True, slots=True)
 class Proven:

@@ -45,7 +45,7 @@ class SnapshotReplicas:
             self.ask(replica, connection)
             return None
         floor = self.histories.floors.get(snapshot_id, {}).get(shown.replid)
-        if floor is None or not floor.is_settled or floor.slots is None or hash_slot not in floor.slots:
+        if floor is None or not floor.has_keys_of(hash_slot):
             return None
         if not covers(shown, floor.point):
             self.ask(replica, connection)

@@ -113,3 +113,21 @@ def test_the_reason_says_what_is_missing() -> None:
         is_importing=False,
     )
     assert verdict == Unproven("it was promoted at offset 100, and the snapshot needs 100")
+
+
+def test_a_node_that_owns_nothing_proves_nothing_of_what_nobody_watched() -> None:
+    """It may have come back empty, and handed its slots on before the proxy began."""
+    sample = Sample(True, Point(SECOND, 500), NO_POINT)
+    assert not is_proven(floors_with(None, is_settled=True), sample, frozenset(), False)
+
+
+def test_a_floor_speaks_for_the_slots_that_were_there_when_it_was_taken_and_for_none_while_more_come() -> (
+    None
+):
+    (slot, *_) = MINE
+    (other,) = MORE - MINE
+    floor = ShardFloor(Point(FIRST, FLOOR_OFFSET), MINE, 1)
+    assert floor.has_keys_of(slot)
+    assert not floor.has_keys_of(other)
+    assert not floor.seen(MINE, 1, is_importing=True).has_keys_of(slot)
+    assert not ShardFloor(Point(FIRST, FLOOR_OFFSET), None).has_keys_of(slot)
