@@ -470,6 +470,10 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
         lambda p: p.exchange.snapshot_reads.slow_total,
     ),
     (
+        _gauge("snapshots_alone", "Snapshots of which this proxy knows by itself what was written since."),
+        lambda p: len(p.snapshots.own_writes.since),
+    ),
+    (
         _counter("snapshot_reads_at_replicas", "Reads at snapshots that replicas served."),
         lambda p: p.exchange.snapshot_reads.replicas.reads_total,
     ),

@@ -409,7 +409,7 @@ class Snapshots:
 
     def _on_detached(self) -> None:
         self._is_blind = True
-        self.own_writes.end()
+        self._end_own_writes("this proxy has lost its lease")
         self._end_barrier(self._barrier_of)  # whoever cuts does not count on this proxy any more
 
     def _on_attached(self) -> None:
@@ -422,7 +422,7 @@ class Snapshots:
 
     def _on_other(self) -> None:
         """Another proxy is there, and writes when it knows that this one has heard of it. Synchronous."""
-        self.own_writes.end()
+        self._end_own_writes("another proxy has joined")
         for record in self.book.records.values():
             self._tell_shared(record)
 
@@ -451,7 +451,8 @@ class Snapshots:
             await trio.sleep_until(deadline)
         for number, owner in self._owners.items():
             owners = {owner} if owner else {*self.members.others}  # "": of a record that cannot be read
-            await self.members.wait_acks(number, Phase.SHARED, owners, deadline)
+            if silent := await self.members.wait_acks(number, Phase.SHARED, owners, deadline):
+                log.info("snapshot_owner_silent", id=number, members=sorted(silent))  # its lease is over
         self.preserver.release(UNHEARD)
 
     # -- opening
@@ -701,6 +702,12 @@ class Snapshots:
         self.own_writes.keep(
             [record.id for record in records if record.is_open and record.id not in self._ended]
         )
+
+    def _end_own_writes(self, reason: str) -> None:
+        """Reads at what this proxy has cut alone ask for markers from now on."""
+        if self.own_writes.since:
+            log.info("snapshots_shared", ids=sorted(self.own_writes.since), reason=reason)
+            self.own_writes.end()
 
     def _may_be_read_elsewhere(self) -> bool:
         return (
@@ -969,7 +976,7 @@ class Snapshots:
                 continue
             await self._look_for_evictions()
             if self.bypass.strangers():
-                self.own_writes.end()
+                self._end_own_writes("a proxy that is no member writes to the cluster")
                 with suppress(StoreError):  # one that has just joined is none
                     await self.members.fresh_others()
                 await self.bypass.look()
