@@ -105,9 +105,8 @@ class SnapshotCache:
         self.age = 0  # goes up as entries come, without which the order of uses is of no use
         self._value_bytes_max = settings.value_bytes_max
         self._shelves: dict[tuple[int, int], Shelf] = {}  # snapshot, RESP version
-        self._seen = array(
-            "q", bytes(8 * SEEN_KEYS)
-        )  # hashes of keys, each at the place that its last bits say
+        # Hashes of keys, each at the place that its last bits say.
+        self._seen = array("q", bytes(8 * SEEN_KEYS if self.bytes_max else 0))
         self._ended: list[tuple[LRUCache[bytes, Held], dict[bytes, Held]]] = []
         self._has_ended = trio.Event()
         self.hits_total = 0

@@ -75,9 +75,7 @@ from routing.slot import slot_of
 from routing.snapshot_reads import GET, is_plain
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
-HITS_BYTES = (
-    64 * 1024
-)  # of the cache's replies in one slot; ``open_requests_max`` bounds how many slots there are
+HITS_BYTES = 64 * 1024  # of the cache's replies in one slot; how many slots there are is bounded, too
 REPLIES_SUMMED_FROM = 16  # open slots from which finished replies behind an unfinished one are counted
 
 SLOTS_DIFFER = b"-CROSSSLOT Keys in request don't hash to the same slot"
@@ -295,13 +293,11 @@ class ClientConnection(OpenRequests):
         """While a snapshot is open: those before the first write whose key is not preserved, which then is."""
         kind = self._kinds[Lane.WRITE]
         routes_of_slot = self.routes_of_slot
-        for command, raw, hash_slot, key in found:
+        for place, (command, _, hash_slot, key) in enumerate(found):
             if not command.only_reads:
                 route = routes_of_slot[hash_slot][kind]
                 if route.ready and key not in route.known:  # type: ignore[union-attr]  # as in ``_relay_found``
-                    return self._preserve_first(
-                        found, next(place for place, item in enumerate(found) if item[1] is raw)
-                    )
+                    return self._preserve_first(found, place)
         self.end_preserving()
         return self._relay_found(found, False)
 

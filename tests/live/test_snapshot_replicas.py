@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -23,6 +24,18 @@ WRITTEN = KEYS[::3]
 DELETED = KEYS[1::30]
 ABSENT = [f"absent:{number}" for number in range(20)]
 SHOWN_SECONDS_MAX = 10.0  # in which replicas come to serve
+
+
+@asynccontextmanager
+async def served(start_cluster: ClusterStarter) -> AsyncIterator[tuple[Cluster, Connection, Connection]]:
+    """A cluster with replicas, and two clients of a proxy in front of it."""
+    async with (
+        start_cluster(replicas=1) as cluster,
+        PROXY.serving(cluster) as address,
+        connected(address) as writer,
+        connected(address) as reader,
+    ):
+        yield cluster, writer, reader
 
 
 async def gets_at_replicas(cluster: Cluster) -> int:
@@ -60,12 +73,7 @@ async def wait_until_replicas_serve(cluster: Cluster, client: Connection, keys: 
 
 @pytest.mark.parametrize("engine", ["valkey-9.1"], indirect=True)
 async def test_replicas_serve_what_was_not_written_since_the_cut(start_cluster: ClusterStarter) -> None:
-    async with (
-        start_cluster(replicas=1) as cluster,
-        PROXY.serving(cluster) as address,
-        connected(address) as writer,
-        connected(address) as reader,
-    ):
+    async with served(start_cluster) as (cluster, writer, reader):
         assert await writer.call_all([("SET", key, "old") for key in KEYS]) == [b"OK"] * len(KEYS)
         await writer.call("HSET", "hash", "field", "old")
         snapshot_id = await writer.call("STEADY.SNAPSHOT", "OPEN")
@@ -94,12 +102,7 @@ async def test_replicas_serve_what_was_not_written_since_the_cut(start_cluster: 
 
 @pytest.mark.parametrize("engine", ["redis-7.0"], indirect=True)
 async def test_a_replica_that_has_not_applied_the_cut_serves_nothing(start_cluster: ClusterStarter) -> None:
-    async with (
-        start_cluster(replicas=1) as cluster,
-        PROXY.serving(cluster) as address,
-        connected(address) as writer,
-        connected(address) as reader,
-    ):
+    async with served(start_cluster) as (cluster, writer, reader):
         await writer.call_all([("SET", key, "older") for key in KEYS])
         first = await writer.call("STEADY.SNAPSHOT", "OPEN")
         await reader.call("STEADY.READ", "SNAPSHOT", first)
