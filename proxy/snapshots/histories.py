@@ -329,9 +329,8 @@ class Histories:
                 floor = retaken(sample, standing.slots, epoch)
             floors[history] = floor
             if is_new:
-                floors.pop(
-                    sample.second.replid, None
-                )  # of the primary that failed over: nobody need look for it
+                # Of the primary that failed over: nobody need look for it.
+                floors.pop(sample.second.replid, None)
             is_changed |= is_new
         if is_changed:
             self._on_floors()

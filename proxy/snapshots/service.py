@@ -88,9 +88,8 @@ class Snapshots:
         self.members = Members(
             store, proxy_id, settings.member_ttl_seconds, read_records=self._read_records, now=now
         )
-        self.on_end: Callable[[int], None] = lambda number: (
-            None
-        )  # called in the step in which one serves no more
+        # Called in the step in which one serves no more.
+        self.on_end: Callable[[int], None] = lambda number: None
         self.cuts = 0  # on this proxy
         self.aborted_total = 0
         self._serving: dict[int, SnapshotRecord] = {}
@@ -131,9 +130,8 @@ class Snapshots:
         self._owners: dict[int, str] = {}
         self._attempt_of = 0  # the snapshot that this proxy is opening
         self._had_strangers = False  # there were connections of proxies that are no members, in that attempt
-        self._ended_before: set[int] = (
-            set()
-        )  # aborted before this proxy joined, and maybe read elsewhere still
+        # Aborted before this proxy joined, and maybe read elsewhere still.
+        self._ended_before: set[int] = set()
         self._began_at = now()
         self.bypass = BypassWatch(
             self._ask,
@@ -627,9 +625,8 @@ class Snapshots:
         if is_cut_now and new.state is SnapshotState.OPENING:
             self.cuts += 1
             is_own = new.owner == self._proxy_id
-            if (
-                not is_own or number == self._attempt_of
-            ):  # else its opening was given up, and nobody ends a barrier
+            # If its opening was given up meanwhile, nobody would end a barrier.
+            if not is_own or number == self._attempt_of:
                 self._begin_barrier(new, is_own=is_own)
         elif new.state is SnapshotState.OPENING and old is None and new.owner != self._proxy_id:
             self._start(self._attend, new)
