@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -688,8 +689,17 @@ async def test_compaction_lets_commits_through(running: SqliteStore, monkeypatch
         nursery.cancel_scope.cancel()
     assert len(committed) > 20
     monkeypatch.setattr(sqlite, "SWEEP_ROWS", 100)
-    with trio.move_on_after(0.001):
+    cut_off, sweep = trio.CancelScope(), sqlite._sweep
+    cancel_soon = partial(trio.lowlevel.current_trio_token().run_sync_soon, cut_off.cancel)
+
+    def sweep_and_cancel(connection: sqlite3.Connection, head: sqlite_file.Head) -> bool:
+        cancel_soon()
+        return sweep(connection, head)
+
+    with monkeypatch.context() as patched, cut_off:
+        patched.setattr(sqlite, "_sweep", sweep_and_cancel)
         await running.compact(latest + 15)
+    assert cut_off.cancelled_caught
 
     def rows() -> int:
         with closing(sqlite3.connect(running.name)) as connection:
