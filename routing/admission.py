@@ -9,24 +9,32 @@ Who gets none waits, the more important first, and among equals who must give up
 waits 20 ms, the queueing time by which WeChat's DAGOR tells an overload (H. Zhou et al., "Overload Control for Scaling
 WeChat Microservices", SoCC 2018), ``background`` less. ``critical`` waits as long as a node usually stalls.
 
+**A stall is no overload.** A node that has answered nothing for a grace stalls: it forks, migrates a large key, runs a
+slow command; or the proxy itself was too busy to read. Such time does not count as waiting, except towards a request's
+end: its own deadline, and for everybody the time that ``critical`` may wait.
+
 Invariants, held by tests/routing/test_admission.py:
 - a permit is given only below the limit;
 - every request gets a permit, or is shed, or leaves, once;
-- nothing is shed while something less important waits.
+- nothing is shed while it could have a permit, nor past its end given one;
+- nothing that has not come to its end is shed while something less important waits.
 
 Pure: it reads no clock; random numbers are arguments.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import Generic, TypeVar
 
 from routing.priority import Priority
 
 R = TypeVar("R")  # a request, as the caller knows it
+
+STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
 
 RETRY_FIRST_SECONDS = 0.1  # the middle of what a critical request is told while few are shed
 RETRY_MAX_SECONDS = 5.0
@@ -48,6 +56,7 @@ class AdmissionRules:
     shares: tuple[float, float, float] = (1.0, 0.7, 0.6)  # 0.7: 30 % are for critical alone; all over a half
     wait_seconds: tuple[float, float, float] = (1.0, 0.02, 0.005)
     waiting_max: int = 1024  # of all priorities together
+    stall_seconds: float = 0.005  # a node stalls that has answered nothing for this, and four round trips
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +76,40 @@ class Waiter(Generic[R]):
     request: R
     priority: Priority
     since: float
-    gives_up_at: float
+    gives_up_at: float  # later by each stall
+    ends_at: float  # no stall changes this
 
 
 class Admission(Generic[R]):
     """One node's permits and queue.
 
     The way of nearly all requests is ``if admission.admits(priority)``, or the same two lines in the caller's own loop.
+    What is never refused is counted in ``in_flight`` as well, which may so be more than the limit.
     """
 
-    __slots__ = ("_permits", "_queues", "_rules", "_tightening", "ceilings", "in_flight", "waiting")
+    __slots__ = (
+        "_ends_first",
+        "_grace_seconds",
+        "_permits",
+        "_queues",
+        "_rules",
+        "_stalls_from",
+        "_tightening",
+        "ceilings",
+        "in_flight",
+        "waiting",
+    )
 
     def __init__(self, rules: AdmissionRules, permits: int) -> None:
         self._rules = rules
         self._queues: tuple[list[Waiter[R]], ...] = ([], [], [])  # by priority, who gives up first in front
         self._permits = permits
         self._tightening = 1.0
+        self._grace_seconds = rules.stall_seconds
+        self._stalls_from = (
+            -inf
+        )  # it stalls from then on if it does not answer; its first answer is still to come
+        self._ends_first = inf  # nobody who waits has an earlier end
         self.in_flight = 0
         self.waiting = 0
         self.ceilings = [
@@ -99,19 +126,34 @@ class Admission(Generic[R]):
             return True
         return False
 
+    def answered(self, count: int, now: float) -> None:
+        """The node answered ``count`` requests. ``serve``, to be called next, gives their permits to others."""
+        self.in_flight -= count
+        if self.waiting and now > self._stalls_from:
+            self._excuse(now)
+        self._stalls_from = now + self._grace_seconds
+
     def give_back(self, count: int) -> None:
-        """The node answered, or will not answer any more, ``count`` requests. ``serve`` gives the permits to others."""
+        """The node will not answer ``count`` requests any more."""
         self.in_flight -= count
 
-    def limit(self, permits: int, tightening: float = 1.0) -> None:
-        """From now on ``permits``, of which background's part is tightened once more. Permits given stay given."""
+    def limit(self, permits: int, tightening: float = 1.0, no_load_seconds: float = 0.0) -> None:
+        """From now on ``permits``, of which background's part is tightened once more. Permits given stay given.
+
+        ``no_load_seconds`` is the node's round trip while next to nothing queues, infinite if that is not known.
+        """
         self._permits, self._tightening = permits, tightening
+        self._grace_seconds = self._rules.stall_seconds
+        if no_load_seconds < inf:
+            self._grace_seconds = max(self._grace_seconds, no_load_seconds * STALL_ROUND_TRIPS)
         self._set_ceilings()
 
     def wait(
         self, request: R, priority: Priority, now: float, deadline: float
     ) -> tuple[Waiter[R] | None, list[Shed[R]]]:
         """Queue a request that got no permit. ``deadline`` is its own; it waits no longer than its priority may.
+
+        Stalls do not count, but not even they make it wait longer than ``critical`` may.
 
         The result is its place in the queue, None if there is none, and who is shed: itself, or a less important one
         that makes room.
@@ -122,10 +164,12 @@ class Admission(Generic[R]):
             if last is None:
                 return None, [Shed(request, priority, ShedReason.QUEUE_FULL, 0.0)]
             shed.append(self._shed(last.pop(), ShedReason.YIELDED, now))
-        gives_up_at = min(deadline, now + self._rules.wait_seconds[priority])
-        waiter = Waiter(request, priority, now, gives_up_at)
+        waits = self._rules.wait_seconds
+        ends_at = min(deadline, now + waits[Priority.CRITICAL])
+        waiter = Waiter(request, priority, now, min(ends_at, now + waits[priority]), ends_at)
         insort(self._queues[priority], waiter, key=_gives_up_at)
         self.waiting += 1
+        self._ends_first = min(self._ends_first, ends_at)
         self._set_ceilings()
         return waiter, shed
 
@@ -146,7 +190,7 @@ class Admission(Generic[R]):
         """
         if not self.waiting:
             return [], []
-        shed = self._give_up(now)
+        shed = self._end(now) if now >= self._ends_first else []
         served: list[Waiter[R]] = []
         for priority, queue in enumerate(self._queues):
             room = min(len(queue), self._ceiling(priority) - self.in_flight)
@@ -156,30 +200,50 @@ class Admission(Generic[R]):
                 self.in_flight += room
                 self.waiting -= room
             if queue:
+                shed += self._give_up(now)
                 break
         self._set_ceilings()
         return served, shed
 
     def next_give_up(self) -> float | None:
-        """When the first waiter gives up; None if nobody waits."""
-        return min((queue[0].gives_up_at for queue in self._queues if queue), default=None)
+        """When somebody will give up if the node answers nothing until then; None if nobody waits.
+
+        An answer is a turn of its own, after which this is to be asked anew.
+        """
+        if not self.waiting:
+            return None
+        first = min(queue[0].gives_up_at for queue in self._queues if queue)
+        return first if first <= self._stalls_from else self._ends_first
 
     def oldest_wait_seconds(self, now: float) -> float:
         """How long the node's next request has waited: its queueing time, for people and for others to pace by."""
         return max((now - waiter.since for queue in self._queues for waiter in queue[:1]), default=0.0)
 
+    def _excuse(self, now: float) -> None:
+        """A stall ends now: those who waited meanwhile give up later by as much."""
+        for queue in self._queues:
+            for waiter in queue:
+                stalled_seconds = now - max(self._stalls_from, waiter.since)
+                waiter.gives_up_at = min(waiter.gives_up_at + stalled_seconds, waiter.ends_at)
+            queue.sort(key=_gives_up_at)
+
+    def _end(self, now: float) -> list[Shed[R]]:
+        """Shed who has come to its end, whatever the node does. Says nothing about others: they wait on."""
+        shed: list[Shed[R]] = []
+        for queue in reversed(self._queues):
+            shed += [self._shed(waiter, ShedReason.WAITED, now) for waiter in queue if waiter.ends_at <= now]
+            queue[:] = [waiter for waiter in queue if waiter.ends_at > now]
+        self._ends_first = min((waiter.ends_at for queue in self._queues for waiter in queue), default=inf)
+        return shed
+
     def _give_up(self, now: float) -> list[Shed[R]]:
         """Shed whose wait is over, and with the first of them all who are less important."""
+        until = min(now, self._stalls_from)
         shed: list[Shed[R]] = []
         for queue in self._queues:
-            if shed:
-                shed += [self._shed(waiter, ShedReason.YIELDED, now) for waiter in queue]
-                queue.clear()
-                continue
-            over = 0
-            while over < len(queue) and queue[over].gives_up_at <= now:
-                over += 1
-            shed += [self._shed(waiter, ShedReason.WAITED, now) for waiter in queue[:over]]
+            over = len(queue) if shed else bisect_right(queue, until, key=_gives_up_at)
+            reason = ShedReason.YIELDED if shed else ShedReason.WAITED
+            shed += [self._shed(waiter, reason, now) for waiter in queue[:over]]
             del queue[:over]
         shed.sort(key=lambda each: -each.priority)
         return shed

@@ -2,11 +2,17 @@
 
 The limit is a gradient limit: after each window of samples
 
-    gradient = no_load / round_trip                           within 1/2 and 1
+    gradient = max(no_load, slack) / round_trip               within 1/2 and 1
     estimate = (1 - smoothing) * estimate + smoothing * (gradient * estimate + sqrt(estimate))
 
 It stands still where estimate * (1 - no_load / round_trip), which is TCP Vegas's estimate of the requests that
 queue at the node, equals sqrt(estimate): enough to keep the node busy while requests and replies travel, and a little.
+
+**Slack** is a round trip too short to refuse anyone for. A node whose own round trips are shorter may queue so much,
+two hundred requests of 5 us each, and their noise does not count; a slower or more distant one gets nothing by it.
+
+From the start until the first window with a gradient under ``START_ENDS`` the limit grows by half with each window in
+which it is used (TCP's slow start): a fast node is not kept waiting while the square root adds up.
 
 Sources: L. Brakmo and L. Peterson, "TCP Vegas: end to end congestion avoidance on a global Internet", IEEE JSAC
 13(8), 1995 (the queue estimate); E. Landau, W. Thurston and T. Bozarth, "Performance Under Load", Netflix 2018, and its
@@ -32,6 +38,8 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing: a stall sheds nobody
+START_ENDS = 0.9  # a gradient below this ends the start
+START_GROWTH = 1.5  # by window
 TIMED_MAX = 32  # more at once would say nothing more
 PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
 
@@ -43,6 +51,7 @@ class LimitRules:
     floor: int = 4  # a node that does one thing at a time is busy with this many, if the way to it is short
     ceiling: int = 1024
     first: int = 20  # before anything is known
+    slack_seconds: float = 0.001  # 0.001 means that no round trip under 1 ms is a reason to refuse anyone
     window_seconds: float = 0.02
     window_samples: int = 10  # a window takes longer if these do, or one round trip does
     smoothing: float = 0.1
@@ -54,6 +63,7 @@ class Limit:
 
     __slots__ = (
         "_is_slow_since",
+        "_is_starting",
         "_probe_until",
         "_quiet_seconds",
         "_renewed_at",
@@ -85,6 +95,7 @@ class Limit:
             1 - PROBE_SOON
         )  # what is seen at first may be a full queue
         self._is_slow_since = inf  # since when all round trips are more than the gradient can express
+        self._is_starting = True
         self._probe_until = now
         # The window:
         self._window_from = now
@@ -94,6 +105,8 @@ class Limit:
 
     def observe(self, rtt_seconds: float, in_flight: int, now: float, own_seconds: float = 0.0) -> bool:
         """One request's round trip; ``in_flight`` as it was sent, with it. True if ``permits`` may have changed.
+
+        ``in_flight`` is all that the node owed, also what is never refused: it may be more than the limit.
 
         ``own_seconds`` of it the proxy was busy before it could look for the reply. They count only as far as the
         round trip would be shorter than at no load without them: a busy proxy must not make a node look slow.
@@ -139,17 +152,21 @@ class Limit:
 
     def _move(self, rtt_seconds: float, now: float) -> None:
         estimate, rules = self.estimate, self._rules
-        gradient = self.no_load_seconds / rtt_seconds if rtt_seconds > self.no_load_seconds else 1.0
+        good_seconds = max(self.no_load_seconds, rules.slack_seconds)
+        gradient = good_seconds / rtt_seconds if rtt_seconds > good_seconds else 1.0
         if gradient >= GRADIENT_MIN:
             self._is_slow_since = inf
         else:
             gradient = GRADIENT_MIN
             self._is_slow_since = min(self._is_slow_since, now)
-        wanted = estimate * gradient + sqrt(estimate)
-        if wanted > estimate and (self._top * 2 < estimate or self.tightening < 1):
+        self._is_starting = self._is_starting and gradient >= START_ENDS
+        if self._is_starting:
+            moved = estimate * START_GROWTH
+        else:
+            moved = estimate + rules.smoothing * (estimate * (gradient - 1) + sqrt(estimate))
+        if moved > estimate and (self._top * 2 < estimate or self.tightening < 1):
             return  # nobody needs more, or nobody may have it
-        estimate += rules.smoothing * (wanted - estimate)
-        self.estimate = min(max(estimate, rules.floor), rules.ceiling)
+        self.estimate = min(max(moved, rules.floor), rules.ceiling)
 
     def _renew(self, now: float) -> None:
         """Forget what was measured before the last quiet window; probe if there was none."""

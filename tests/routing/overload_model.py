@@ -176,10 +176,10 @@ def run(world: World, *, critical_alone: float = 0.0, is_limited: bool = True) -
             if 0 <= phase < 3:
                 told.done[phase].append(within)
         if answered_total > before:
-            admission.give_back(answered_total - before)
+            admission.answered(answered_total - before, now)
             if (sample := timed.answered(answered_total, now)) is not None:
                 if limit.observe(*sample, now) and is_limited:
-                    admission.limit(limit.permits)
+                    admission.limit(limit.permits, no_load_seconds=limit.no_load_seconds)
                     told.limits.append((now, limit.estimate))
         served, shed = admission.serve(now)
         sent_before = sent_total

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,7 +61,7 @@ def test_the_more_important_are_served_first_and_then_who_gives_up_first() -> No
         waiter, shed = admission.wait(name, priority, 0.0, deadline)
         assert waiter is not None
         assert not shed
-    admission.give_back(10)
+    admission.answered(10, 0.001)
     served, shed = admission.serve(0.001)
     assert (names(served), shed) == (["c", "n, soon", "n", "b"], [])
 
@@ -87,6 +89,7 @@ def test_nobody_overtakes_who_waits_except_the_more_important() -> None:
 
 def test_who_waited_too_long_is_shed_and_the_less_important_with_it_first() -> None:
     admission = filled(10)
+    admission.answered(0, 0.018)
     admission.wait("n", NORMAL, 0.0, FAR)
     admission.wait("b", BACKGROUND, 0.018, FAR)
     assert admission.next_give_up() == pytest.approx(0.02)
@@ -131,17 +134,24 @@ def test_who_leaves_is_not_served() -> None:
     assert admission.waiting == 0
 
 
+RULES = AdmissionRules(waiting_max=6)
+SHORT = 1e-9  # of seconds, for what floating point rounds
+
+
 class Requests(RuleBasedStateMachine):
     """Admission against a plain account of what became of each request."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.permits = 2
-        self.admission: Admission[int] = Admission(AdmissionRules(waiting_max=6), self.permits)
+        self.permits, self.tightening = 2, 1.0
+        self.admission: Admission[int] = Admission(RULES, self.permits)
         self.now = 0.0
         self.fate: dict[int, str] = {}
         self.waiters: dict[int, Waiter[int]] = {}
+        self.ends: dict[int, float] = {}
+        self.waited: dict[int, float] = {}  # without the time in which the node stalled
         self.in_flight = 0
+        self.stalls_from = -inf
 
     @rule(priority=st.sampled_from(Priority), patience=st.sampled_from([0.001, 0.004, 5.0]))
     def arrive(self, priority: Priority, patience: float) -> None:
@@ -165,30 +175,61 @@ class Requests(RuleBasedStateMachine):
         if waiter is not None:
             self.fate[number] = "waits"
             self.waiters[number] = waiter
+            self.waited[number] = 0.0
+            self.ends[number] = self.now + min(patience, RULES.wait_seconds[CRITICAL])
         self.lose(shed, {number: priority})
 
-    @rule(seconds=st.sampled_from([0.0, 0.001, 0.01, 1.5]))
-    def turn(self, seconds: float) -> None:
-        self.now += seconds
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.004, 0.01, 0.3, 1.5]), count=st.integers(0, 3))
+    def turn(self, seconds: float, count: int) -> None:
+        """With as many answers."""
+        self.wait(seconds)
+        if count := min(count, self.in_flight):
+            self.in_flight -= count
+            self.admission.answered(count, self.now)
+            self.stalls_from = self.now + RULES.stall_seconds
+        self.serve()
+
+    def serve(self) -> None:
         served, shed = self.admission.serve(self.now)
-        self.lose(shed, {})
         for waiter in served:
-            assert waiter.gives_up_at > self.now
+            assert self.ends[waiter.request] > self.now
             assert self.in_flight < self.permits
             assert self.waiters.pop(waiter.request) is waiter
-            assert not any(other.priority < waiter.priority for other in self.waiters.values())
             self.give(waiter.request)
-        assert all(waiter.gives_up_at > self.now for waiter in self.waiters.values())
+        self.lose(shed, {})
+        for waiter in served:
+            assert not any(other.priority < waiter.priority for other in self.waiters.values())
+        for number, waiter in self.waiters.items():
+            assert self.ends[number] > self.now
+            assert self.waited[number] < RULES.wait_seconds[waiter.priority] + SHORT
+
+    def wait(self, seconds: float) -> None:
+        """Nothing happens meanwhile, except that those give up whose time it is."""
+        until = self.now + seconds
+        while self.waiters:
+            wake = self.admission.next_give_up()
+            assert wake is not None
+            if wake > until:
+                break
+            self.pass_time(max(wake, self.now))
+            self.serve()
+            assert (self.admission.next_give_up() or inf) > self.now
+        self.pass_time(until)
+
+    def pass_time(self, until: float) -> None:
+        for number in self.waiters:
+            self.waited[number] += max(0.0, min(until, self.stalls_from) - self.now)
+        self.now = until
 
     @rule(count=st.integers(1, 3))
-    def reply(self, count: int) -> None:
+    def lose_connection(self, count: int) -> None:
         count = min(count, self.in_flight)
         self.in_flight -= count
         self.admission.give_back(count)
 
     @rule(permits=st.integers(1, 5), tightening=st.sampled_from([1.0, 0.5, 0.01]))
     def limit(self, permits: int, tightening: float) -> None:
-        self.permits = permits
+        self.permits, self.tightening = permits, tightening
         self.admission.limit(permits, tightening)
 
     @rule(data=st.data())
@@ -204,13 +245,22 @@ class Requests(RuleBasedStateMachine):
         self.in_flight += 1
 
     def lose(self, shed: list[Shed[int]], arrived: dict[int, Priority]) -> None:
-        """Each was waiting, or has just come, and when it is shed nothing less important waits."""
+        """Each was waiting, or has just come; it has come to its end, or there is a reason and nothing less waits."""
         for each in shed:
-            assert self.fate[each.request] == ("waits" if each.request in self.waiters else "new")
-            assert each.priority == (arrived.get(each.request) if each.request in arrived else each.priority)
-            self.fate[each.request] = "shed"
-            self.waiters.pop(each.request, None)
-            assert not any(waiter.priority > each.priority for waiter in self.waiters.values())
+            number = each.request
+            assert self.fate[number] == ("waits" if number in self.waiters else "new")
+            assert each.priority == arrived.get(number, each.priority)
+            self.fate[number] = "shed"
+            waiter = self.waiters.pop(number, None)
+            if waiter is not None and self.ends[number] <= self.now:
+                assert each.reason is ShedReason.WAITED
+                continue
+            assert not any(other.priority > each.priority for other in self.waiters.values())
+            if each.reason is ShedReason.WAITED:
+                assert self.waited[number] >= RULES.wait_seconds[each.priority] - SHORT
+                assert self.in_flight >= max(
+                    1, int(self.permits * RULES.shares[each.priority] * self.tightening)
+                )
 
     @invariant()
     def accounts_agree(self) -> None:
