@@ -73,13 +73,15 @@ from proxy.topology.secret import token_secret
 from proxy.topology.service import Topology
 from proxy.topology.stage_log import StageLog
 from proxy.upstream.connect import Dialer
+from proxy.upstream.load import LoadFacts, rules_of
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.explain import Explanation
 from routing.levels import ReadLevel
+from routing.priority import parse_priority
 from routing.promotion import Stage, stage_event
 from routing.timeline import TimelineLimits
-from routing.topology import Address
+from routing.topology import Address, Node, Role
 
 STOP_CHECK_SECONDS = 0.02
 EXPLAIN_SECONDS_MAX = (
@@ -161,12 +163,14 @@ class Proxy:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hub.run)
-                self.nodes = Nodes(dialer, nursery, cluster.request_deadline_seconds)
+                overload = rules_of(settings.overload)
+                self.nodes = Nodes(dialer, nursery, cluster.request_deadline_seconds, rules=overload)
                 self.replica_nodes = Nodes(
                     replace(dialer, is_readonly=True),
                     nursery,
                     settings.reads.replica_timeout_seconds,
                     lanes=(Lane.READ,),
+                    rules=overload,
                 )
                 self.replicas = Replicas(self.replica_nodes, self.topology, replica_options(settings))
                 self.monitor = Monitor(
@@ -198,6 +202,8 @@ class Proxy:
                 if with_signals:
                     await nursery.start(self._await_signals)
                 nursery.start_soon(self.nodes.watch)
+                nursery.start_soon(self.nodes.loads.run)
+                nursery.start_soon(self.replica_nodes.loads.run)
                 nursery.start_soon(self.replica_nodes.watch)
                 nursery.start_soon(self.cache.run)
                 nursery.start_soon(self.store.run)
@@ -227,6 +233,7 @@ class Proxy:
                         self.exchange,
                         listener_settings.address,
                         listener_level(listener_settings, settings),
+                        parse_priority(listener_settings.priority),
                     )
                     listener.open()
                     self._listeners.append(listener)
@@ -352,6 +359,12 @@ class Proxy:
         self.keeper.refresh_seconds = settings.cluster.refresh_interval_seconds
         self.topology.refresh_soon()  # else the wait that has begun lasts as long as before
 
+    def _load_of(self, node: Node) -> LoadFacts | None:
+        """A primary's, or a replica's as far as reads go there; None: it was not connected to yet."""
+        nodes = self.nodes if node.role is Role.PRIMARY else self.replica_nodes
+        load = nodes.loads.known(node.address)
+        return None if load is None else load.facts(trio.current_time())
+
     def _admin_server(self) -> AdminServer:
         state = AdminState(
             view=lambda: self.topology.view,
@@ -362,6 +375,7 @@ class Proxy:
             history=self.history,
             recorded=lambda: self.keeper.recorded,
             anomalies=lambda: self.keeper.anomalies,
+            load_of=self._load_of,
         )
         table = [
             *endpoints.routes(state),
@@ -421,6 +435,8 @@ class Proxy:
         yield from self.snapshots.samples()
         yield from self.exchange.hot.samples()
         yield from self.cache.samples()
+        yield from self.nodes.loads.samples()
+        yield from self.replica_nodes.loads.samples()
         for kind, count in self.exchange.redirects_total.items():
             yield Sample(REDIRECTS, count, (kind,))
         for connection in self.nodes.connections():

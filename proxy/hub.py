@@ -19,6 +19,7 @@ from __future__ import annotations
 import select
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -80,14 +81,18 @@ class Endpoint(ABC):
 class Hub:
     """See the module's text. One per proxy; not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        self.clock = clock
         self._poll = select.epoll()
         self._endpoints: dict[int, Endpoint] = {}  # file descriptor -> endpoint
         self.dirty: list[Flushable] = []
         self.turns_total = 0
         self.step = 0  # which synchronous step this is: a turn, or what a task did outside of one
+        self.now = 0.0  # the clock as the last turn began
+        self.late_seconds = 0.0  # what it found ready had been so for this long at most
         self.faults_total = 0
         self._in_turn = False
+        self._was_idle = True
 
     def add(self, endpoint: Endpoint) -> None:
         """Watch ``endpoint.sock``, which must be non-blocking, for ``endpoint.interest``."""
@@ -146,6 +151,12 @@ class Hub:
     def turn(self) -> bool:
         """Handle what is ready now, then flush. Returns whether anything was ready."""
         ready = self._poll.poll(0, EVENTS_PER_TURN_MAX)
+        if ready:
+            now = self.clock()
+            # After a turn with nothing to do it slept until something was ready.
+            self.late_seconds = 0.0 if self._was_idle else now - self.now
+            self.now = now
+        self._was_idle = not ready
         endpoint_of = self._endpoints.get
         self._in_turn = True
         self.step += 1

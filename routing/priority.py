@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 
@@ -26,3 +28,16 @@ def parse_priority(text: str) -> Priority:
     except KeyError:
         names = ", ".join(map(str, Priority))
         raise ValueError(f"{text!r} is not a priority: write one of {names}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityRule:
+    """Requests whose first key begins with ``prefix`` have this priority, unless their connection asked for one."""
+
+    prefix: bytes
+    priority: int
+
+
+def closest_first(rules: Sequence[PriorityRule]) -> tuple[PriorityRule, ...]:
+    """Longest prefix first, so that the first that fits is the closest one."""
+    return tuple(sorted(rules, key=lambda rule: len(rule.prefix), reverse=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -20,6 +20,8 @@ from proxy.topology.keeper import NOTHING_RECORDED, Recorded
 from routing.anomalies import Anomaly
 from routing.topology import UNOWNED, Migration, Node, Role, TopologyView, ranges
 
+LoadOf = Callable[[Node], Mapping[str, object] | None]
+
 
 @dataclass(frozen=True, slots=True)
 class AdminState:
@@ -35,6 +37,7 @@ class AdminState:
     history: History | None = None  # None: no record is kept, and nothing is known of the past
     recorded: Callable[[], Recorded] = lambda: NOTHING_RECORDED  # what the record says of itself
     anomalies: Callable[[], Sequence[Anomaly]] = tuple  # what is wrong with the map now
+    load_of: LoadOf = lambda node: None  # what the node is asked at once; None: it is not known
 
 
 def routes(state: AdminState) -> list[Route]:
@@ -68,7 +71,7 @@ def routes(state: AdminState) -> list[Route]:
             )
         return Response.of_json(
             {
-                **facts_of_view(view, state.view_seen_at()),
+                **facts_of_view(view, state.view_seen_at(), state.load_of),
                 "anomalies": [_facts_of_anomaly(anomaly) for anomaly in state.anomalies()],
                 "record": _facts_of_record(state.recorded()),
             }
@@ -120,16 +123,23 @@ def _facts_of_version(record: ViewRecord) -> dict[str, object]:
     }
 
 
-def facts_of_view(view: TopologyView, seen_at: float | None) -> dict[str, object]:
+def facts_of_view(
+    view: TopologyView, seen_at: float | None, load_of: LoadOf = lambda node: None
+) -> dict[str, object]:
     """A view for JSON. Slot ranges are inclusive [first, last] pairs."""
+
+    def node_facts(node: Node) -> dict[str, object]:
+        facts, load = _facts_of_node(node), load_of(node)
+        return facts if load is None else {**facts, "load": load}
+
     return {
         "epoch": view.epoch,
         "revision": view.revision,
         "seen_at": None if seen_at is None else rfc3339(seen_at),
         "shards": [
             {
-                "primary": _facts_of_node(shard.primary),
-                "replicas": [_facts_of_node(replica) for replica in shard.replicas],
+                "primary": node_facts(shard.primary),
+                "replicas": [node_facts(replica) for replica in shard.replicas],
                 "slot_ranges": [list(pair) for pair in view.slot_ranges_of(index)],
             }
             for index, shard in enumerate(view.shards)

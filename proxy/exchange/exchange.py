@@ -30,6 +30,7 @@ from proxy.settings import CacheSettings
 from proxy.snapshots.service import Snapshots
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.load import NodeLoad
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ConnectionLostError
@@ -145,6 +146,7 @@ class Exchange:
         from_script: bool = False,
         writes: Collection[bytes] = (),
         before: Callable[[NodeConnection, bool], bool] | None = None,
+        priority: int | None = None,
     ) -> bytes:
         """The reply to one request on one slot, redirections followed and waits done, until the deadline.
 
@@ -152,7 +154,7 @@ class Exchange:
         read lane if it is repeatable. ``from_script``: as in
         ``parse_redirect``. ``writes``: the keys that it may write, to be preserved before each sending.
         ``before``: called with the connection, and whether it is asked after ASK, in the step in which the request is
-        queued on it; False: not there.
+        queued on it; False: not there. ``priority``: it waits for a permit at each node; None: it waits for none.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
@@ -161,6 +163,7 @@ class Exchange:
         if lane is None:
             lane = Lane.READ if repeatable else Lane.WRITE
         target: Address | None = None  # after ASK, for one sending
+        permitted: NodeLoad | None = None  # it waited there for a permit, in vain if it goes elsewhere now
         hops = attempt = 0
         reason = "requests before it took all the time"
         # Nothing is sent at the deadline: there would be no time for the reply, and a write's outcome unknown.
@@ -174,6 +177,15 @@ class Exchange:
                 if target is None
                 else self.routes.node(target, resp, lane)
             )
+            load = None if connection is None else connection.load
+            if load is not None and load is not permitted and not load.has_permit(priority):
+                assert priority is not None
+                refused = await load.permitted(priority, deadline)
+                if refused is not None:
+                    return refused
+                permitted = load
+                continue  # what was found above may have changed meanwhile
+            permitted = None
             if connection is None:
                 redirect: Redirect = Wait(self.why_unreachable(hash_slot, target))
             elif before is not None and not before(connection, target is not None):

@@ -28,12 +28,14 @@ import trio
 
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
+from proxy.exchange.permits import NORMAL, Permits
 from proxy.exchange.read_groups import Asked, ReadGroup, ReadSlot
 from proxy.exchange.read_policy import ReadPolicy
-from proxy.exchange.routes import KINDS
+from proxy.exchange.routes import KINDS, Route
 from proxy.protocol.absence import could_mean_absence
 from proxy.protocol.replies import decode
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.load import NodeLoad
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
 from routing.command import Command
@@ -103,6 +105,7 @@ class RequestSlot(ReplySlot):
             lane=Lane.READ if self.command.only_reads else Lane.WRITE,
             from_script=self.command.name in SCRIPT_COMMANDS,
             writes=self.keys_written(),
+            priority=self.requester.priority,
         )
 
 
@@ -193,6 +196,8 @@ class OpenRequests(Requester):
         self._preserve_deadline = 0.0  # on Trio's clock; 0: not begun
         self._preserving_for = 0  # the snapshot for which the above are
         self._preserves_several = False  # the refusal may be because of a key of a later write than the next
+        self.priority = NORMAL  # an exact int: see ``permits``
+        self.permits = Permits(self)
         # Of this pass over its requests, which is one synchronous step:
         self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn
         self._went_to_owner = False  # something was sent to an owner
@@ -200,7 +205,7 @@ class OpenRequests(Requester):
     @property
     def is_held(self) -> bool:
         """While true, no further command of this client may be dispatched."""
-        return bool(self._retrying) or self._draining
+        return bool(self._retrying) or self._draining or self.permits.is_waiting
 
     def set_resp(self, resp: int) -> None:
         """Speak this RESP version from the next command on."""
@@ -259,10 +264,33 @@ class OpenRequests(Requester):
         """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``."""
         self.note_at_owner()
         route = None if kind is None else self.routes_of_slot[slot.hash_slot][kind]
-        if isinstance(route, NodeConnection) and route.ready:
+        if isinstance(route, NodeConnection) and route.ready and route.load.has_permit(self.priority):
             route.queue(slot)
         else:
             self.send_to_owner(slot)
+
+    def has_permit(self, hash_slot: int, priority: int, *, only_reads: bool) -> bool:
+        """Whether the client's next request, on this slot, may be sent to its owner now.
+
+        If not, it is not to be taken: it waits, or is refused. Where its owner is not connected it may go on: who sends
+        it later asks again.
+        """
+        return self.has_permits((hash_slot,), priority, only_reads=only_reads)
+
+    def has_permits(self, hash_slots: Iterable[int], priority: int, *, only_reads: bool) -> bool:
+        """The same for a request on several slots: one permit at each node, however many slots it has there."""
+        kind = self._kinds[Lane.READ if only_reads else Lane.WRITE]
+        loads: set[NodeLoad] = set()
+        for hash_slot in hash_slots:
+            route: Route | None = self.routes_of_slot[hash_slot][kind]
+            if not isinstance(route, NodeConnection) or not route.ready:
+                route = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
+            if route is not None:
+                loads.add(route.load)
+        return all(
+            load.in_flight < load.ceilings[priority] or self.permits.may_pass(load, priority)
+            for load in loads
+        )
 
     def may_read_elsewhere(self, only_reads: bool) -> bool:
         """Whether the next command may be served by a replica: it reads, and nothing of this client is in flight.
@@ -521,7 +549,10 @@ class OpenRequests(Requester):
             return None  # it has to be preserved where it goes now
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):
-                return self.exchange.routes.node(address, self.resp, lane)
+                target = self.exchange.routes.node(address, self.resp, lane)
+                if target is None or target.load.in_flight >= target.load.ceilings[self.priority]:
+                    return None
+                return target
         return None
 
     def _resolve_next(self, waiting: deque[RequestSlot]) -> None:

@@ -115,6 +115,10 @@ class Routes:
             owed = chain.from_iterable(former[index].owed for index in former_owners)
             self._hold_those_in_flight(owed, differs)
         self._shard_of_slot = new.shard_of_slot
+        if new.migrations is not old.migrations:
+            ends = {end for each in new.migrations for end in (each.source_id, each.target_id)}
+            touched = [shard.primary.address for shard in new.shards if shard.primary.id in ends]
+            self._nodes.loads.touch(frozenset(touched))
         self._nodes.wake()
 
     def _follow(self, shards: tuple[Shard, ...]) -> None:

@@ -212,6 +212,7 @@ class SnapshotReads:
         resp: int,
         deadline: float,
         asked: Asked | None = None,
+        priority: int | None = None,
     ) -> bytes:
         """As ``Exchange.execute`` for a read, of nodes whose history has the snapshot's cut. ``asked``: see may_ask."""
         return await self.exchange.execute(
@@ -222,12 +223,23 @@ class SnapshotReads:
             deadline=deadline,
             lane=Lane.READ,
             before=self.may_ask(snapshot_id, asked, hash_slot),
+            priority=priority,
         )
 
     async def read_at(
-        self, snapshot_id: int, command: Command, arguments: Sequence[bytes], *, resp: int, deadline: float
+        self,
+        snapshot_id: int,
+        command: Command,
+        arguments: Sequence[bytes],
+        *,
+        resp: int,
+        deadline: float,
+        priority: int | None = None,
     ) -> bytes:
-        """The reply to one command as of a snapshot; error replies included. ``deadline``: on Trio's clock."""
+        """The reply to one command as of a snapshot; error replies included. ``deadline``: on Trio's clock.
+
+        ``priority``: it waits for a permit wherever a value is read; None: it waits for none.
+        """
         planned = plan(command, arguments)
         if isinstance(planned, str):
             return error(planned)
@@ -236,13 +248,13 @@ class SnapshotReads:
         self.slow_total += 1
         try:
             if command.name in SPLIT:
-                reply = await self._split(snapshot_id, command, planned, resp, deadline)
+                reply = await self._split(snapshot_id, command, planned, resp, deadline, priority)
             else:
                 hash_slots = {slot_of(key) for key in planned.keys}
                 if len(hash_slots) > 1:
                     return error("CROSSSLOT Keys in request don't hash to the same slot")
                 hash_slot = hash_slots.pop() if hash_slots else 0  # without keys any node will do
-                reply = await self._in_slot(snapshot_id, planned, hash_slot, resp, deadline)
+                reply = await self._in_slot(snapshot_id, planned, hash_slot, resp, deadline, priority)
         except TooLargeError as too_large:
             return error(f"SNAPSHOTTOOOLD {too_large}")
         if not self.snapshots.is_usable(snapshot_id):
@@ -250,7 +262,13 @@ class SnapshotReads:
         return reply
 
     async def _in_slot(
-        self, snapshot_id: int, planned: ReadPlan, hash_slot: int, resp: int, deadline: float
+        self,
+        snapshot_id: int,
+        planned: ReadPlan,
+        hash_slot: int,
+        resp: int,
+        deadline: float,
+        priority: int | None,
     ) -> bytes:
         """K first, then M; with each key that has a marker replaced, anew, until no other one has."""
         replaced: dict[bytes, bytes] = {}
@@ -260,7 +278,7 @@ class SnapshotReads:
             raw = frame(rewrite(planned, replaced))
             asked: Asked = []
             reply = await self.judged_execute(
-                raw, hash_slot, snapshot_id, resp=resp, deadline=deadline, asked=asked
+                raw, hash_slot, snapshot_id, resp=resp, deadline=deadline, asked=asked, priority=priority
             )
             in_place = [key for key in planned.keys if key not in replaced]
             found: Mapping[bytes, bytes] | bytes | None = None
@@ -321,7 +339,13 @@ class SnapshotReads:
         return found
 
     async def _split(
-        self, snapshot_id: int, command: Command, planned: ReadPlan, resp: int, deadline: float
+        self,
+        snapshot_id: int,
+        command: Command,
+        planned: ReadPlan,
+        resp: int,
+        deadline: float,
+        priority: int | None,
     ) -> bytes:
         name = planned.arguments[0]
         keys = [planned.arguments[position] for position in planned.positions]
@@ -331,7 +355,9 @@ class SnapshotReads:
         async def one(key: bytes) -> None:
             single = ReadPlan((name, key), (1,), planned.shape)
             try:
-                replies[key] = await self._in_slot(snapshot_id, single, slot_of(key), resp, deadline)
+                replies[key] = await self._in_slot(
+                    snapshot_id, single, slot_of(key), resp, deadline, priority
+                )
             except TooLargeError as too_large:
                 failures.append(too_large)
 

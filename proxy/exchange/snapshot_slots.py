@@ -141,7 +141,12 @@ class SnapshotSlot(RequestSlot):
     async def resolve(self, exchange: Exchange, resp: int, deadline: float) -> bytes:
         arguments: list[bytes] = decode(self.raw)
         return await exchange.snapshot_reads.read_at(
-            self.snapshot_id, self.command, arguments, resp=resp, deadline=deadline
+            self.snapshot_id,
+            self.command,
+            arguments,
+            resp=resp,
+            deadline=deadline,
+            priority=self.requester.priority,
         )
 
 

@@ -210,6 +210,7 @@ class SplitSlot(RequestSlot):
                 repeatable=self.command.is_readonly,
                 deadline=deadline,
                 writes=single.words[1 :: self.rule.step] if self.may_write else (),
+                priority=self.open_requests.priority,
             )
 
         undone = [part for part in self.parts if part.reply is None]
@@ -270,9 +271,19 @@ def _parts(slot: SplitSlot) -> list[Part]:
     return list(by_hash_slot.values())
 
 
-def dispatch_split(open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes) -> None:
-    """Send a splittable command of one client, each part to its slot's node."""
+def dispatch_split(
+    open_requests: OpenRequests, command: Command, arguments: list[bytes], raw: bytes, priority: int
+) -> bool:
+    """Send a splittable command of one client, each part to its slot's node.
+
+    False when it was not taken, because a node has no permit for it: one at each node is enough for all its parts.
+    """
     slot = SplitSlot(open_requests, command, arguments, SPLIT_RULES[command.name])
+    # With a policy, replicas may serve the parts of a read.
+    if (open_requests.policy is None or not command.only_reads) and not open_requests.has_permits(
+        [part.hash_slot for part in slot.parts], priority, only_reads=command.is_readonly
+    ):
+        return False
     lane = Lane.READ if command.is_readonly else Lane.WRITE
     is_alone = not open_requests.in_flight()
     is_behind_reads = open_requests.has_reads_elsewhere
@@ -283,7 +294,7 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     owners_parts = [part for part in slot.parts if part not in elsewhere]
     if is_behind_reads and owners_parts and _may_share_a_key(open_requests, command):
         open_requests.retry(slot, "it follows reads at replicas")
-        return
+        return True
     for part in owners_parts:
         route = None if kind is None else open_requests.routes_of_slot[part.hash_slot][kind]
         if route is IN_FLUX and is_alone and not (slot.may_write and open_requests.exchange.preserver.newest):
@@ -291,7 +302,7 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
             route = open_requests.exchange.routes.owner(part.hash_slot, open_requests.resp, lane)
         if not isinstance(route, NodeConnection) or not route.ready:
             open_requests.retry(slot, "a slot of the command is moving, or its node takes no requests")
-            return
+            return True
         connections.append(route)
     slot.pending = len(slot.parts)
     if slot.pending == 1:
@@ -306,6 +317,7 @@ def dispatch_split(open_requests: OpenRequests, command: Command, arguments: lis
     for part, group in elsewhere.items():
         part.group = group
         group.reads.append(part)
+    return True
 
 
 def _may_share_a_key(open_requests: OpenRequests, command: Command) -> bool:

@@ -70,6 +70,7 @@ from routing.explain import ExplainError
 from routing.keys import KeysError, blocks, key_positions, routing_positions, write_positions
 from routing.levels import Level, ReadLevel
 from routing.mode import NO_SNAPSHOT
+from routing.priority import Priority
 from routing.redirect import SCRIPT_COMMANDS
 from routing.slot import slot_of
 from routing.snapshot_reads import GET, is_plain
@@ -119,6 +120,7 @@ class ClientConnection(OpenRequests):
         peer_address: str,
         local_address: str,
         listener_level: ReadLevel | None = None,
+        listener_priority: Priority = Priority.NORMAL,
     ) -> None:
         super().__init__(exchange)
         settings = server.settings.clients
@@ -151,6 +153,8 @@ class ClientConnection(OpenRequests):
         self._needed = 0  # bytes that make parsing _unread worth while
         self._silent: set[RequestSlot] = set()  # whose replies CLIENT REPLY drops
         self._hot = exchange.hot
+        self.listener_priority = listener_priority
+        self.set_priority(None)
         self._is_paused = False
         self._is_ended = False  # the client sends nothing more
         self._is_closing = False  # close when all that is owed is sent
@@ -165,7 +169,7 @@ class ClientConnection(OpenRequests):
             return
         self._unread.append(data)
         self._unread_bytes += len(data)
-        if not self._retrying and not self._draining:
+        if not self._retrying and not self._draining and not self.permits.is_waiting:
             self._process()
         if self._unread_bytes > HELD_BYTES_MAX or len(self.slots) >= self.limits.open_requests_max:
             self._pace()
@@ -193,12 +197,21 @@ class ClientConnection(OpenRequests):
             if self.policy.session is not None and self.policy.needs_check:
                 # Its reply is empty: then what is read here is looked at.
                 self.start_work(_QUIT, self._check_session)
-        while at < size and not self._retrying and not self._draining and not self._is_closing:
+        permits = self.permits
+        while at < size and not self.is_held and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
                 break
-            if self.is_plain and not self._parser.resuming and isinstance(buffer, bytes):
+            if (
+                self.is_plain
+                and not self._parser.resuming
+                and permits.refusal is None
+                and isinstance(buffer, bytes)
+            ):
                 found: list[Simple] = []
+                if room > permits.scan_max:
+                    room = permits.scan_max
+                    permits.scan_max *= 2
                 end = scan_simple(buffer, at, room, found, self.limits.request_bytes_max)
                 if found:
                     untaken = self._relay_simple(found)
@@ -234,6 +247,7 @@ class ClientConnection(OpenRequests):
                     break
         if self._is_collecting:
             self.end_pass()
+        permits.end_pass(is_all=at >= size)
         if at < size and not self.is_closed and growing is None:
             rest = buffer[at:] if at else buffer
             if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
@@ -266,15 +280,20 @@ class ClientConnection(OpenRequests):
         routes_of_slot = self.routes_of_slot
         slots = self.slots
         touched = self.hub.touched
+        priority = self.priority
         count = reads = 0
         for command, raw, hash_slot, key in found:
             route = routes_of_slot[hash_slot][kind]
-            if not route.ready:
+            if not route.ready or self.priority_rules:
+                break
+            load = route.load  # type: ignore[union-attr]  # as in ``_relay_found``
+            if load.in_flight >= load.ceilings[priority]:
                 break
             if command.only_reads:
                 reads += 1
-            elif key not in route.known:  # type: ignore[union-attr]  # as in ``_relay_found``
+            elif key not in route.known:  # type: ignore[union-attr]
                 break
+            load.in_flight += 1
             count += 1
             slot = RequestSlot(self, command, raw, hash_slot)
             slots.append(slot)
@@ -346,23 +365,36 @@ class ClientConnection(OpenRequests):
         touched = self.hub.touched
         self.commands += len(found)
         self._last_command = found[-1][0]
-        for command, raw, hash_slot, _ in found:
+        priority, rules = self.priority, self.priority_rules
+        for command, raw, hash_slot, key in found:
             route = routes_of_slot[hash_slot][kind]
+            if rules:
+                priority = self.priority_of(key)
             if route.ready:
+                load = route.load  # type: ignore[union-attr]  # only a NodeConnection is ever ready
+                if load.in_flight >= load.ceilings[priority] and not self.permits.may_pass(load, priority):
+                    return self._untaken(found, raw, 0)
+                load.in_flight += 1
                 slot = RequestSlot(self, command, raw, hash_slot)
                 slots.append(slot)
-                route.owed.append(slot)  # type: ignore[union-attr]  # only a NodeConnection is ever ready
+                route.owed.append(slot)  # type: ignore[union-attr]
                 route.out.append(raw)  # type: ignore[union-attr]
                 if not route.dirty:  # type: ignore[union-attr]
                     touched(route)  # type: ignore[arg-type]
                 continue
+            if not self.has_permit(hash_slot, priority, only_reads=command.only_reads):
+                return self._untaken(found, raw, 0)
             self.relay(command, raw, hash_slot)
             # It waits, or its node takes reads only and it changed the lane: the rest must choose anew (rule 5).
             if self._retrying or self._kind != kind:
-                taken = next(place for place, item in enumerate(found) if item[1] is raw) + 1
-                self.commands -= len(found) - taken
-                return sum(len(item[1]) for item in found[taken:])
+                return self._untaken(found, raw, 1)
         return 0
+
+    def _untaken(self, found: Sequence[Simple], raw: bytes, taken: int) -> int:
+        """Bytes from the request ``raw`` on, or from the next if it was ``taken``; they were counted as commands."""
+        place = next(place for place, item in enumerate(found) if item[1] is raw) + taken
+        self.commands -= len(found) - place
+        return sum(len(item[1]) for item in found[place:])
 
     def _relay_by_policy(self, policy: ReadPolicy, found: Sequence[Simple], only_reads: bool) -> int:
         """The same for a client whose reads may go to replicas."""
@@ -383,7 +415,7 @@ class ClientConnection(OpenRequests):
         of_slot, slots, looks_at_keys = reads.of_slot, self.slots, policy.looks_at_keys
         asked = policy.asked
         session = policy.session if asked is not None and asked.is_session else None
-        for place, (command, raw, hash_slot, key) in enumerate(found):
+        for command, raw, hash_slot, key in found:
             if command.only_reads:
                 if looks_at_keys:
                     asked = policy.of_key(key)
@@ -405,12 +437,13 @@ class ClientConnection(OpenRequests):
                     group.reads.append(read)
                     continue
                 is_free = False  # see ``may_read_elsewhere``
+            if not self.has_permit(hash_slot, self.priority_of(key), only_reads=command.only_reads):
+                return self._untaken(found, raw, 0)
             slot = RequestSlot(self, command, raw, hash_slot)
             self.slots.append(slot)
             self.send(slot, None if self._is_collecting and not command.is_read_at_replicas else kind)
             if self._retrying:
-                self.commands -= len(found) - place - 1
-                return sum(len(item[1]) for item in found[place + 1 :])
+                return self._untaken(found, raw, 1)
         return 0
 
     async def _check_session(self) -> bytes:
@@ -424,6 +457,12 @@ class ClientConnection(OpenRequests):
     def _command(self, arguments: list[bytes], raw: bytes) -> bool:
         """Take one request; False when it was not taken, because what it writes has to be preserved first."""
         command = lookup(arguments)
+        if (shed := self.permits.take_refusal()) is not None:
+            if self.transaction is not None:  # it was EXEC
+                self.transaction = None
+                self._update_plain()
+            self._reply(command or _QUIT, shed)
+            return True
         if command is None and arguments[0][:7].upper() == steady.PREFIX:
             self._steady(arguments)
             return True
@@ -442,10 +481,10 @@ class ClientConnection(OpenRequests):
             return True
         if self.preserver.newest and (held := self._hold_for_preserving(command, arguments)) is not None:
             return held
-        self._dispatch(command, arguments, raw)
-        return True
+        return self._dispatch(command, arguments, raw)
 
-    def _dispatch(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+    def _dispatch(self, command: Command, arguments: list[bytes], raw: bytes) -> bool:
+        """False when it was not taken, because it has no permit."""
         name = command.name
         self._last_command = command
         if command.has_keys:
@@ -457,11 +496,15 @@ class ClientConnection(OpenRequests):
             and self.transaction is None
             and not self._note_by_policy(command, arguments)
         ):
-            return
+            return True
         if self.transaction is not None and name not in _NEVER_QUEUED:
             self._queue(command, arguments, raw)
         elif self.snapshot_id and name not in _NEVER_QUEUED and _is_of_snapshot(command, arguments):
-            self._read_at_snapshot(command, arguments, raw)
+            return self._read_at_snapshot(command, arguments, raw)
+        elif name in SPLIT_RULES:
+            return self._split(command, arguments, raw)
+        elif name == "EXEC" and not self._may_exec():
+            return False
         elif (handler := _HANDLERS.get(name)) is not None:
             handler(self, command, arguments, raw)
         elif name in _CHANGING_RESP and self.in_flight():
@@ -474,7 +517,8 @@ class ClientConnection(OpenRequests):
         elif name in GATHERED:
             self._work(command, partial(GATHERED[name], self, arguments))
         else:
-            self._relay_keyed(command, arguments, raw)
+            return self._relay_keyed(command, arguments, raw)
+        return True
 
     def _hold_for_preserving(self, command: Command, arguments: list[bytes]) -> bool | None:
         """While a snapshot is open: None when the command may go on, False when it waits, True when it is refused."""
@@ -536,7 +580,9 @@ class ClientConnection(OpenRequests):
         fast: FastReads | None = None
         hits: list[bytes] = []
         untaken = 0
-        for place, (command, raw, hash_slot, key) in enumerate(found):
+        self.commands += len(found)
+        self._last_command = found[-1][0]
+        for command, raw, hash_slot, key in found:
             if shelf is not None and command is GET:
                 # ``snapshot_now`` has said in this step that the snapshot serves; if it ends in it, the shelf is empty.
                 reply = shelf.get(key)
@@ -558,6 +604,11 @@ class ClientConnection(OpenRequests):
                 ):
                     self.slots.append(read)
                     continue
+            if not self.has_permit(hash_slot, self.priority_of(key), only_reads=command.only_reads):
+                untaken = self._untaken(found, raw, 0)
+                break
+            if isinstance(number, int) and command.only_reads:
+                assert fast is not None
                 route = routes_of_slot[hash_slot][kind]
                 slot = fast.slot(command, raw, hash_slot, key, route.history) if route.ready else None  # type: ignore[union-attr]  # as in ``_relay_found``
                 if slot is not None:
@@ -566,6 +617,7 @@ class ClientConnection(OpenRequests):
                         reads.histories.guard(route, step)  # type: ignore[arg-type]
                     if is_kept and shelf is not None:
                         route.queue(slot.fill_into(shelf))  # type: ignore[union-attr]
+                    route.load.in_flight += 1  # type: ignore[union-attr]
                     route.owed.append(slot)  # type: ignore[union-attr]
                     route.out.append(slot.raw)  # type: ignore[union-attr]
                     if not route.dirty:  # type: ignore[union-attr]
@@ -578,12 +630,10 @@ class ClientConnection(OpenRequests):
             else:
                 self._read_at_snapshot(command, decode(raw), raw)
             if self.is_held:
-                untaken = sum(len(item[1]) for item in found[place + 1 :])
+                untaken = self._untaken(found, raw, 1)
                 break
         if hits:
             self._reply_all(hits)
-        self.commands += place + 1
-        self._last_command = command
         return untaken
 
     def _reply_all(self, hits: list[bytes]) -> None:
@@ -617,12 +667,18 @@ class ClientConnection(OpenRequests):
         else:
             slot.send(self.exchange, connection)
 
-    def _read_at_snapshot(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+    def _read_at_snapshot(self, command: Command, arguments: list[bytes], raw: bytes) -> bool:
+        """False when it was not taken, because it has no permit."""
         if is_plain(command):
             remember_simple(raw, 0, command, len(arguments))
-            self._read_plain(command, raw, slot_of(arguments[1]), arguments[1])
+            key = arguments[1]
+            hash_slot = slot_of(key)
+            if not self.has_permit(hash_slot, self.priority_of(key), only_reads=True):
+                return False
+            self._read_plain(command, raw, hash_slot, key)
         else:
             self._work(command, partial(self._read_in_steps, command, arguments))
+        return True
 
     async def _read_in_steps(self, command: Command, arguments: Sequence[bytes]) -> bytes:
         number = self.snapshot_now()
@@ -631,7 +687,7 @@ class ClientConnection(OpenRequests):
         self.exchange.snapshot_reads.reads_total += 1
         deadline = trio.current_time() + self.exchange.deadline_seconds
         return await self.exchange.snapshot_reads.read_at(
-            number, command, arguments, resp=self.resp, deadline=deadline
+            number, command, arguments, resp=self.resp, deadline=deadline, priority=self.priority
         )
 
     async def _read_block(self, transaction: Transaction) -> bytes:
@@ -654,17 +710,20 @@ class ClientConnection(OpenRequests):
                 session.wrote_somewhere()
         return True
 
-    def _relay_keyed(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
-        """A command whose keys, found by its specifications, must share a slot; or one that any node can run."""
+    def _relay_keyed(self, command: Command, arguments: list[bytes], raw: bytes) -> bool:
+        """A command whose keys, found by its specifications, must share a slot; or one that any node can run.
+
+        False when it was not taken, because it has no permit.
+        """
         try:
             positions = routing_positions(command, arguments)
         except KeysError as error:
             self._reply(command, encode.error(str(error)))
-            return
+            return True
         hash_slots = {slot_of(arguments[position]) for position in positions}
         if len(hash_slots) > 1:
             self._reply(command, CROSS_SLOT)
-            return
+            return True
         # Without keys any node will do: a slot by the first argument spreads scripts and keeps a channel's order.
         hash_slot = hash_slots.pop() if hash_slots else slot_of(arguments[min(1, len(arguments) - 1)])
         if command.name in ("EVAL", "EVAL_RO"):
@@ -672,7 +731,13 @@ class ClientConnection(OpenRequests):
         if blocks(command, arguments):
             writes = tuple(arguments[position] for position in write_positions(command, arguments))
             self._work(command, partial(self._block, command, raw, hash_slot, writes), cancel_on_close=True)
-            return
+            return True
+        priority = self.priority_of(arguments[positions[0]]) if positions else self.priority
+        # Without a permit a read by policy may go to a replica; else it waits in ``send``.
+        if (self.policy is None or not command.only_reads) and not self.has_permit(
+            hash_slot, priority, only_reads=command.only_reads
+        ):
+            return False
         if command.is_single_key_first and raw[0] == 42:
             remember_simple(raw, 0, command, len(arguments))
         if self.policy is None and command.only_reads:
@@ -680,6 +745,7 @@ class ClientConnection(OpenRequests):
         slot_count = len(self.slots)
         self.relay(command, raw, hash_slot)
         self._mute(slot_count)
+        return True
 
     async def _block(self, command: Command, raw: bytes, hash_slot: int, writes: tuple[bytes, ...]) -> bytes:
         self.is_blocked = True
@@ -701,13 +767,15 @@ class ClientConnection(OpenRequests):
         self._block_scope.cancel()
         return True
 
-    def _split(self, command: Command, arguments: list[bytes], raw: bytes) -> None:
+    def _split(self, command: Command, arguments: list[bytes], raw: bytes) -> bool:
         if command.name == "MSET" and len(arguments) % 2 == 0:
             self._reply(command, encode.error("ERR wrong number of arguments for 'mset' command"))
-            return
+            return True
         slot_count = len(self.slots)
-        dispatch_split(self, command, arguments, raw)
+        if not dispatch_split(self, command, arguments, raw, self.priority_of(arguments[1])):
+            return False
         self._mute(slot_count)
+        return True
 
     def _act_on(self, command: Command, arguments: list[bytes], answer: Answer) -> None:
         """Carry out what the proxy's own answer asks for."""
@@ -752,6 +820,7 @@ class ClientConnection(OpenRequests):
         self.transaction = None
         self.read_level = None
         self.choose_policy()
+        self.set_priority(None)
         self._unwatch()
         if self.subscriptions is not None:
             self.subscriptions.close()
@@ -782,6 +851,18 @@ class ClientConnection(OpenRequests):
         super().set_resp(resp)
         self.choose_policy()
 
+    def set_priority(self, asked: Priority | None) -> None:
+        """``asked``: by the client for all that it sends; None: as the rules for keys and the listener say."""
+        self.priority = int(self.listener_priority if asked is None else asked)
+        self.priority_rules = self.server.priority_rules if asked is None else ()
+
+    def priority_of(self, key: bytes) -> int:
+        """Of a request whose first key this is."""
+        for rule in self.priority_rules:
+            if key.startswith(rule.prefix):
+                return rule.priority
+        return self.priority
+
     def _steady(self, arguments: list[bytes]) -> None:
         if (closed := answers.gate(self, None)) is not None:
             self._reply(_QUIT, closed)
@@ -810,6 +891,11 @@ class ClientConnection(OpenRequests):
                         self._reply(_QUIT, self._set_level(level))
                 else:  # in a task, so that it comes after everything that is in flight
                     self._work(_QUIT, partial(self._begin_session, level, token))
+            case steady.AskPriority():
+                self._reply(_QUIT, encode.bulk(str(Priority(self.priority)).encode()))
+            case steady.SetPriority(priority):
+                self.set_priority(priority)
+                self._reply(_QUIT, encode.OK)
             case steady.MakeToken():
                 self._work(_QUIT, self._make_token)
             case steady.Explain(read):
@@ -964,6 +1050,17 @@ class ClientConnection(OpenRequests):
         else:
             self._reply(command, CROSS_SLOT_TRANSACTION)
 
+    def _may_exec(self) -> bool:
+        """Whether the transaction may be sent now; one that waits for something else asks later."""
+        transaction = self.transaction
+        if transaction is None or transaction.failed or self.watch is not None or self.snapshot_id:
+            return True
+        items = [item for item in transaction.queued if item.keys]
+        if len({item.hash_slot for item in items}) != 1:
+            return True
+        only_reads = all(item.command.only_reads for item in transaction.queued)
+        return self.has_permit(items[0].hash_slot, self.priority_of(items[0].keys[0]), only_reads=only_reads)
+
     async def _exec_watched(self, watched: Watch, transaction: Transaction) -> bytes:
         try:
             return await watched.run(transaction.queued, self.exchange, self.resp)
@@ -1059,8 +1156,11 @@ class ClientConnection(OpenRequests):
             if data:
                 self.sent_bytes += len(data)
                 self.transport.write(data)
-        if self._unread_bytes and not self._retrying and not self._draining:
+        permits = self.permits
+        if self._unread_bytes and not self._retrying and not self._draining and not permits.is_waiting:
             self._process()
+        if permits.granted is not None:
+            permits.end_pass(is_all=False)
         if self._is_paused or self._is_closing or self._is_ended or slots or self.transport.unsent_bytes:
             self._pace()
 
@@ -1145,6 +1245,7 @@ class ClientConnection(OpenRequests):
             return
         self.is_closed = self._is_closing = True  # the latter ends a loop over its requests, too
         self.transport.close()
+        self.permits.leave()
         self.cancel_work()
         self._unwatch()
         if self.subscriptions is not None:
@@ -1250,5 +1351,4 @@ _HANDLERS: dict[str, _Handler] = {
     "DISCARD": ClientConnection._discard,
     "WATCH": ClientConnection._watch,
     "UNWATCH": ClientConnection._unwatch_command,
-    **dict.fromkeys(SPLIT_RULES, ClientConnection._split),
 }

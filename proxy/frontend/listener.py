@@ -11,6 +11,7 @@ from proxy.frontend.transport import TcpTransport
 from proxy.hub import READ, Endpoint, Hub
 from proxy.log import get_logger
 from routing.levels import ReadLevel
+from routing.priority import Priority
 from routing.topology import Address
 
 KEEPALIVE_SECONDS = 300  # as Redis: a client whose machine vanished, in a blocking command say, is noticed
@@ -31,6 +32,7 @@ class Listener(Endpoint):
         exchange: Exchange,
         address: Address,
         level: ReadLevel | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         self.hub = hub
         self.address = address
@@ -38,6 +40,7 @@ class Listener(Endpoint):
         self._server = server
         self._exchange = exchange
         self._is_open = False
+        self._priority = priority
         self._level = level  # that reads of its clients get who ask for none; None: auto
 
     def open(self) -> None:
@@ -80,7 +83,13 @@ class Listener(Endpoint):
             return
         transport = TcpTransport(self.hub, sock)
         client = ClientConnection(
-            self._server, self._exchange, transport, str(peer), str(self.address), self._level
+            self._server,
+            self._exchange,
+            transport,
+            str(peer),
+            str(self.address),
+            self._level,
+            self._priority,
         )
         self._server.add(client)
         transport.open(client)

@@ -13,6 +13,7 @@ from proxy.frontend.answers import Connection, Totals
 from proxy.log import get_logger
 from proxy.protocol.requests import RequestLimits
 from proxy.settings import Settings
+from proxy.settings.overload import priority_rules
 from proxy.settings.reads import mode_level, read_rules
 from proxy.topology.service import Topology
 from routing.levels import Level, LevelChoice, ReadLevel
@@ -50,6 +51,7 @@ class Server:
         """Go by ``settings`` from now on; a connection keeps the limits that it was made with."""
         self.settings = settings
         self._rules = read_rules(settings)
+        self.priority_rules = priority_rules(settings.overload)
         self.adopt_mode(self.mode)
         self.request_limits = RequestLimits(
             request_bytes_max=settings.clients.request_bytes_max,

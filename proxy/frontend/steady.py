@@ -2,6 +2,7 @@
 
 STEADY.READ [AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | SNAPSHOT id|CURRENT | EVENTUAL]
 STEADY.SNAPSHOT OPEN [NAME name] [TTL seconds] | CLOSE id | LIST | INFO id
+STEADY.PRIORITY [CRITICAL | NORMAL | BACKGROUND | AUTO]
 STEADY.TOKEN
 STEADY.EXPLAIN command arg...
 """
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from proxy.snapshots.asked import checked_name, id_of_text, ttl_of_text
 from routing.levels import Level, ReadLevel
 from routing.names import key_text
+from routing.priority import Priority, parse_priority
 
 PREFIX = b"STEADY."
 LEVELS = "AUTO | STRONG | CAUGHT_UP | BOUNDED_STALENESS ms | SESSION [token] | SNAPSHOT id|CURRENT | EVENTUAL"
 USAGE = f"STEADY.READ [{LEVELS}]"
+PRIORITY_USAGE = "STEADY.PRIORITY [CRITICAL | NORMAL | BACKGROUND | AUTO]"
 SNAPSHOT_USAGE = "STEADY.SNAPSHOT OPEN [NAME name] [TTL seconds] | CLOSE id | LIST | INFO id"
 STALENESS_MS_MAX = 24 * 3600 * 1000
 
@@ -40,6 +43,18 @@ class SetLevel:
 
     level: ReadLevel | None
     token: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskPriority:
+    """STEADY.PRIORITY without arguments: which priority do requests get whose key no rule names?"""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPriority:
+    """From the next command on, requests get this priority; None: as rules and listener say."""
+
+    priority: Priority | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,16 @@ class ShowSnapshot:
 
 
 Steady = (
-    AskLevel | SetLevel | MakeToken | Explain | OpenSnapshot | CloseSnapshot | ListSnapshots | ShowSnapshot
+    AskLevel
+    | SetLevel
+    | AskPriority
+    | SetPriority
+    | MakeToken
+    | Explain
+    | OpenSnapshot
+    | CloseSnapshot
+    | ListSnapshots
+    | ShowSnapshot
 )
 
 
@@ -101,12 +125,27 @@ def parse(arguments: Sequence[bytes]) -> Steady:
             return Explain(arguments[1:])
         case b"STEADY.SNAPSHOT":
             return _snapshot(arguments[1:])
-        case b"STEADY.PRIORITY" | b"STEADY.INFO" as name:
-            raise SteadyError(f"ERR {name.decode()} is not part of this version")
+        case b"STEADY.PRIORITY":
+            return _priority(arguments[1:])
+        case b"STEADY.INFO":
+            raise SteadyError("ERR STEADY.INFO is not part of this version")
     raise SteadyError(
         f"ERR unknown command '{key_text(arguments[0][:64])}'; "
-        "there are STEADY.READ, STEADY.SNAPSHOT, STEADY.TOKEN and STEADY.EXPLAIN"
+        "there are STEADY.READ, STEADY.PRIORITY, STEADY.SNAPSHOT, STEADY.TOKEN and STEADY.EXPLAIN"
     )
+
+
+def _priority(words: Sequence[bytes]) -> Steady:
+    if not words:
+        return AskPriority()
+    if len(words) > 1:
+        raise SteadyError(f"ERR STEADY.PRIORITY takes one word: {PRIORITY_USAGE}")
+    if words[0].upper() == b"AUTO":
+        return SetPriority(None)
+    try:
+        return SetPriority(parse_priority(key_text(words[0])))
+    except ValueError as problem:
+        raise SteadyError(f"ERR {problem}, as in {PRIORITY_USAGE}") from None
 
 
 def _read(words: Sequence[bytes]) -> Steady:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Annotated, NamedTuple
 
 from routing.levels import AUTO, Level
+from routing.priority import Priority
 from routing.slot import SLOT_COUNT
 from routing.topology import Address
 
@@ -45,6 +46,7 @@ DEFAULT_ADMIN_ADDRESS = Address("127.0.0.1", 7380)
 DEFAULT_SEEDS = (Address("127.0.0.1", 7600),)
 OFFERED_LEVELS = tuple(level.value for level in Level)
 RULE_LEVELS = tuple(level for level in OFFERED_LEVELS if level != Level.SNAPSHOT.value)
+PRIORITIES = tuple(map(str, Priority))
 NO_SNAPSHOT_BY_RULE = (
     Level.SNAPSHOT.value,
     "a connection's reads are of one snapshot or of none, so a listener or the routing mode gives it, and no rule",
@@ -92,6 +94,14 @@ class ListenerSettings:
             at_most=DAY_SECONDS,
         ),
     ] = 0.0
+    priority: Annotated[
+        str,
+        Says(
+            "The priority of what comes here, where neither its connection nor a rule for its key names one: "
+            "who gets an overloaded node's time first.",
+            choices=PRIORITIES,
+        ),
+    ] = str(Priority.NORMAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,6 +579,74 @@ class CacheSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PriorityRuleSettings:
+    """A priority for keys by how they begin, where the connection asked for none.
+
+    A command's first key counts, and of several rules that fit, the one with the longest prefix. Repeat the table for
+    each further rule.
+    """
+
+    prefix: Annotated[
+        str, Says("How the keys begin, in UTF-8. A hash tag is a part of the key like any other.")
+    ] = ""
+    priority: Annotated[
+        str,
+        Says(f"The priority of commands on these keys: {', '.join(PRIORITIES)}.", choices=PRIORITIES),
+    ] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadSettings:
+    """What nodes are asked at once, and who waits or is refused when that is too much for one."""
+
+    adaptive: Annotated[
+        bool,
+        Says(
+            "Whether each node has a limit of requests at once, which follows its round-trip times. What does not "
+            "fit waits, the more important first, and is refused with OVERLOADED when it has waited too long."
+        ),
+    ] = True
+    limit_min: Annotated[int, Says("The least such limit.", at_least=1)] = 4
+    limit_max: Annotated[int, Says("The greatest.", at_least=1)] = 1024
+    slack_ms: Annotated[
+        float,
+        Says(
+            "Requests that queue at a node for less than this are no reason to lower its limit.",
+            at_least=0,
+            at_most=1000,
+        ),
+    ] = 1.0
+    wait_critical_ms: Annotated[
+        float,
+        Says(
+            "So long a critical request may wait for an overloaded node, and any request for one that answers nothing.",
+            at_least=1,
+            at_most=DAY_SECONDS * 1000,
+        ),
+    ] = 1000.0
+    wait_normal_ms: Annotated[
+        float, Says("The same for a normal request, while the node answers.", at_least=0, at_most=10_000)
+    ] = 20.0
+    wait_background_ms: Annotated[
+        float, Says("The same for a background request.", at_least=0, at_most=10_000)
+    ] = 5.0
+    waiting_max: Annotated[
+        int,
+        Says("Requests that wait for one node; when it is one more, the least important goes.", at_least=1),
+    ] = 1024
+    migration_factor: Annotated[
+        float,
+        Says(
+            "While a migration touches a node, its limit is this part of what its round trips allow, and that of "
+            "background requests this part of that. 1 means that a migration changes nothing.",
+            at_least=0.01,
+            at_most=1,
+        ),
+    ] = 0.5
+    rules: tuple[PriorityRuleSettings, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSettings:
     """The topology store: the record of the shard map, its changes, and what operators did."""
 
@@ -691,6 +769,7 @@ class Settings:
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)
     hot: HotSettings = field(default_factory=HotSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    overload: OverloadSettings = field(default_factory=OverloadSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 

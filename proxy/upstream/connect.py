@@ -18,6 +18,7 @@ from proxy.protocol.encode import command
 from proxy.protocol.replies import ReplyError, ServerError, decode, end_of_reply
 from proxy.upstream.abandoned import ALL, Abandoned
 from proxy.upstream.connection import NodeConnection, PushHandler
+from proxy.upstream.load import NodeLoad
 from routing.client_list import connection_name
 from routing.topology import Address
 
@@ -49,6 +50,7 @@ class Dialer:
         on_closed: Callable[[NodeConnection, str], None] = lambda connection, reason: None,
         on_ready: Callable[[], None] = lambda: None,
         on_push: PushHandler | None = None,
+        load: NodeLoad | None = None,
     ) -> NodeConnection:
         """A connection after its handshake, registered in the hub. Raises ConnectError.
 
@@ -74,6 +76,7 @@ class Dialer:
                 client_id=client_id,
                 abandoned=self.abandoned,
                 only_reads=self.is_readonly,
+                load=load,
             )
         raise ConnectError(f"{address} did not answer within {self.connect_timeout_seconds:g} s")
 

@@ -7,6 +7,7 @@ Invariants
 - ``out`` holds the bytes of the last slots in ``owed``, in the same order: queueing does both in one step.
 - The reply that is read next belongs to ``owed[0]``; RESP3 pushes take no slot.
 - After ``close`` every slot was answered or told that it is lost, and nothing more is read or sent.
+- ``load.in_flight`` counts what is in ``owed``: see ``load.py``. Who queues in its own loop adds to it as well.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from proxy.protocol.replies import (
     number_of,
 )
 from proxy.upstream.abandoned import ALL, Abandoned
+from proxy.upstream.load import TIMED_EVERY_SECONDS, Loads, NodeLoad
 from proxy.upstream.reply_slot import ASKING, Discard, Slot, Waiter
+from routing.limit import Timed
 from routing.offsets import Point
 from routing.redirect import needs_attention
 from routing.topology import Address
@@ -51,6 +54,7 @@ class NodeConnection(Endpoint):
         client_id: int = ALL,
         abandoned: Abandoned | None = None,
         only_reads: bool = False,
+        load: NodeLoad | None = None,
     ) -> None:
         self.hub = hub
         self.sock = sock
@@ -60,6 +64,11 @@ class NodeConnection(Endpoint):
         self.dirty = False
         self.out: list[bytes] = []
         self.owed: deque[Slot] = deque()
+        self.load = load or Loads(clock=hub.clock).of(
+            address
+        )  # of the node; without one, of this connection alone
+        self._timed = Timed()
+        self._timed_at = 0.0
         self.answered_total = 0
         # While a slot is told that it is lost: since when, at the latest, it was owed.
         self.waiting_since: float | None = None
@@ -100,6 +109,7 @@ class NodeConnection(Endpoint):
             slot.on_lost(False, self)
             return
         self.owed.append(slot)
+        self.load.in_flight += 1
         self.out.append(slot.raw)
         if not self.dirty:
             self.hub.touched(self)
@@ -111,15 +121,14 @@ class NodeConnection(Endpoint):
                 slot.on_lost(False, self)
             return
         self.owed.extend(slots)
+        self.load.in_flight += len(slots)
         self.out.extend([slot.raw for slot in slots])
         if not self.dirty:
             self.hub.touched(self)
 
     def queue_asking(self, slot: Slot) -> None:
         """ASKING and the request, in one step: nothing can come between them."""
-        self.owed.append(Discard(ASKING))
-        self.out.append(ASKING)
-        self.queue(slot)
+        self.queue_all((Discard(ASKING), slot))
 
     async def request(self, raw: bytes, *, asking: bool = False, hash_slot: int = -1) -> bytes:
         """The raw reply to one request. Raises ConnectionLostError.
@@ -150,6 +159,9 @@ class NodeConnection(Endpoint):
         out = self.out
         if not out or self.is_closed:
             return
+        if self.hub.now - self._timed_at > TIMED_EVERY_SECONDS:
+            self._timed_at = now = self.hub.clock()
+            self._timed.sent(self.answered_total + len(self.owed), self.load.in_flight, now)
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         if self._backlog:
@@ -249,63 +261,74 @@ class NodeConnection(Endpoint):
         next_slot = owed.popleft
         dirty = self.hub.dirty
         answered = 0
-        while at < size:
-            kind = buffer[at]
-            line_end = find(b"\r\n", at)
-            if line_end < 0:
-                self._needed = size - at + 1
-                break
-            if kind == 36:
-                length = length_of(buffer[at + 1 : line_end])
-                if length is None:
-                    length = number_of(buffer[at + 1 : line_end])
-                end = line_end + 2 if length < 0 else line_end + length + 4
-                if end > size:
-                    self._needed = end - at
+        try:
+            while at < size:
+                kind = buffer[at]
+                line_end = find(b"\r\n", at)
+                if line_end < 0:
+                    self._needed = size - at + 1
                     break
-            elif kind in ONE_LINE or (kind == 42 and buffer[at + 1 : line_end] == b"0"):
-                end = line_end + 2
-            elif (
-                kind == 42
-                and buffer[at + 1 : line_end] == b"2"
-                and not self._scanner.has_begun
-                and (end := end_of_pair(buffer, line_end + 2, size)) > 0
-            ):
-                pass  # a value and its marker, as a GET at a snapshot asks for
-            else:
-                end = self._scanner.end_of(buffer, at)
-                if end < 0:
-                    self._needed = self._scanner.needed
-                    break
-            reply = buffer[at:end]
-            at = end
-            if kind == PUSH:
-                if self._on_push is not None:
-                    self._on_push(reply)
+                if kind == 36:
+                    length = length_of(buffer[at + 1 : line_end])
+                    if length is None:
+                        length = number_of(buffer[at + 1 : line_end])
+                    end = line_end + 2 if length < 0 else line_end + length + 4
+                    if end > size:
+                        self._needed = end - at
+                        break
+                elif kind in ONE_LINE or (kind == 42 and buffer[at + 1 : line_end] == b"0"):
+                    end = line_end + 2
+                elif (
+                    kind == 42
+                    and buffer[at + 1 : line_end] == b"2"
+                    and not self._scanner.has_begun
+                    and (end := end_of_pair(buffer, line_end + 2, size)) > 0
+                ):
+                    pass  # a value and its marker, as a GET at a snapshot asks for
+                else:
+                    end = self._scanner.end_of(buffer, at)
+                    if end < 0:
+                        self._needed = self._scanner.needed
+                        break
+                reply = buffer[at:end]
+                at = end
+                if kind == PUSH:
+                    if self._on_push is not None:
+                        self._on_push(reply)
+                        if self.is_closed:  # the handler ended this connection
+                            return size
+                    continue
+                if not owed:
+                    raise ReplyError(f"a reply that nothing asked for: {reply[:40]!r}")
+                slot = next_slot()
+                answered += 1
+                direct = slot.direct
+                if (direct and (kind != 45 or not needs_attention(reply))) or (
+                    direct is None and kind == 36 and reply[1] > 48
+                ):
+                    slot.reply = reply  # type: ignore[attr-defined]  # direct slots are ReplySlots; a cast costs time
+                    requester = slot.requester
+                    if not requester.dirty:  # type: ignore[union-attr]
+                        requester.dirty = True  # type: ignore[union-attr]
+                        dirty.append(requester)  # type: ignore[arg-type]
+                else:
+                    self._answering = slot
+                    slot.on_reply(reply, self)
+                    self._answering = None
                     if self.is_closed:  # the handler ended this connection
                         return size
-                continue
-            if not owed:
-                raise ReplyError(f"a reply that nothing asked for: {reply[:40]!r}")
-            slot = next_slot()
-            answered += 1
-            direct = slot.direct
-            if (direct and (kind != 45 or not needs_attention(reply))) or (
-                direct is None and kind == 36 and reply[1] > 48
-            ):
-                slot.reply = reply  # type: ignore[attr-defined]  # direct slots are ReplySlots; a cast costs time
-                requester = slot.requester
-                if not requester.dirty:  # type: ignore[union-attr]
-                    requester.dirty = True  # type: ignore[union-attr]
-                    dirty.append(requester)  # type: ignore[arg-type]
-            else:
-                self._answering = slot
-                slot.on_reply(reply, self)
-                self._answering = None
-                if self.is_closed:  # the handler ended this connection
-                    return size
-        self.answered_total += answered
+        finally:
+            if answered:
+                self._on_answered(answered)
         return at
+
+    def _on_answered(self, count: int) -> None:
+        """The next ``count`` slots that were owed got their replies."""
+        self.answered_total += count
+        hub, load = self.hub, self.load
+        if (sample := self._timed.answered(self.answered_total, hub.now)) is not None:
+            load.on_round_trip(*sample, hub.now, hub.late_seconds)
+        load.on_replies(count, hub.now)
 
     # -- health
 
@@ -346,6 +369,7 @@ class NodeConnection(Endpoint):
         self.hub.remove(self)
         self.sock.close()
         owed, self.owed = self.owed, deque()
+        self.load.give_back(len(owed))
         sent_flags = []
         for slot in reversed(owed):
             # Within the unsent tail, and not only in part: the node never saw a byte of it.
@@ -366,6 +390,8 @@ class NodeConnection(Endpoint):
             slot.on_lost(sent, self)
         self.waiting_since = None
         self._on_closed(self, reason)
+        if self.load.waiting:
+            self.load.serve_waiting(self.hub.clock())
 
     def on_fault(self, error: Exception) -> None:
         faulty, self._answering = self._answering, None

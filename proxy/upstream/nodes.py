@@ -23,6 +23,7 @@ import trio
 from proxy.log import get_logger
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.load import Loads, OverloadRules
 from routing.topology import Address
 
 RECONNECT_SECONDS_FIRST = 0.02
@@ -57,8 +58,10 @@ class Nodes:
         nursery: trio.Nursery,
         request_deadline_seconds: float,
         lanes: Sequence[Lane] = tuple(Lane),
+        rules: OverloadRules | None = None,
     ) -> None:
         self.dialer = dialer
+        self.loads = Loads(rules)
         self.on_change: Callable[[Address], None] = lambda address: None  # its connections came or went
         self.connect_failures_total = 0
         self.overdue_total = 0
@@ -111,6 +114,8 @@ class Nodes:
 
     def retain(self, addresses: Iterable[Address]) -> None:
         """Let go of the connections to all other nodes, once what they owe is answered."""
+        addresses = frozenset(addresses)
+        self.loads.retain(addresses.union([key[0] for key in self._connections]))
         for address in set(self._keepers).difference(addresses):
             for scopes in self._keepers.pop(address).values():
                 for scope in scopes:
@@ -186,7 +191,11 @@ class Nodes:
 
                 try:
                     connection = await self.dialer.open(
-                        address, resp=resp, on_closed=on_closed, on_ready=self.wake
+                        address,
+                        resp=resp,
+                        on_closed=on_closed,
+                        on_ready=self.wake,
+                        load=self.loads.of(address),
                     )
                 except ConnectError as error:
                     self.connect_failures_total += 1

@@ -44,6 +44,7 @@ class Requester(Protocol):
 
     dirty: bool
     is_closed: bool
+    priority: int
 
     def on_attention(self, slot: ReplySlot, reply: bytes, connection: NodeConnection) -> None:
         """``slot`` got an error that the client must not see as it is: a redirection, or a node not ready."""

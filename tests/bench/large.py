@@ -44,6 +44,7 @@ from proxy.store.records import pack_nodes, unpack_nodes
 from proxy.topology.service import Topology
 from proxy.upstream.connect import Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
+from proxy.upstream.load import NodeLoad
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from proxy.upstream.reply_slot import ReplySlot
@@ -213,6 +214,7 @@ class QuietDialer(Dialer):
         on_closed: Callable[[NodeConnection, str], None] = lambda connection, reason: None,
         on_ready: Callable[[], None] = lambda: None,
         on_push: PushHandler | None = None,
+        load: NodeLoad | None = None,
     ) -> NodeConnection:
         await trio.lowlevel.checkpoint()
         return NodeConnection(
@@ -223,6 +225,7 @@ class QuietDialer(Dialer):
             on_closed=on_closed,
             on_ready=on_ready,
             on_push=on_push,
+            load=load,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -58,7 +59,7 @@ def order() -> list[str]:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    hub = Hub()
+    hub = Hub(time.monotonic)
     yield hub
     for endpoint in list(hub._endpoints.values()):
         hub.remove(endpoint)

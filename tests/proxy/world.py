@@ -33,6 +33,7 @@ from proxy.topology.service import Topology
 from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
+from proxy.upstream.load import NodeLoad
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.slot import SLOT_COUNT
@@ -140,6 +141,7 @@ class FakeDialer(Dialer):
         on_closed: Callable[[NodeConnection, str], None] = lambda connection, reason: None,
         on_ready: Callable[[], None] = lambda: None,
         on_push: PushHandler | None = None,
+        load: NodeLoad | None = None,
     ) -> NodeConnection:
         await trio.lowlevel.checkpoint()
         node = next((node for node in self.nodes if node.address == address), None)
@@ -157,6 +159,7 @@ class FakeDialer(Dialer):
             on_closed=on_closed,
             on_ready=on_ready,
             on_push=on_push,
+            load=load,
         )
 
 

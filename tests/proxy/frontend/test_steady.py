@@ -83,7 +83,7 @@ def test_what_is_asked_for(line: bytes, asked: object) -> None:
         (b"STEADY.SNAPSHOT OPEN NAME a\x1bb", "at most 128 printable characters"),
         (b"STEADY.SNAPSHOT OPEN NAME \xff", "a text in UTF-8"),
         (b"STEADY.SNAPSHOT OPEN NAME " + b"x" * 129, "at most 128 printable characters"),
-        (b"STEADY.RAED", "unknown command 'STEADY.RAED'; there are STEADY.READ, STEADY.SNAPSHOT"),
+        (b"STEADY.RAED", "unknown command 'STEADY.RAED'; there are STEADY.READ, STEADY.PRIORITY"),
     ],
 )
 def test_what_is_wrong_is_said(line: bytes, says: str) -> None:

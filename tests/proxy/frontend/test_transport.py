@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ class Pair:
     """A transport in a hub and the client's end of it, over TCP, because only TCP resets."""
 
     def __init__(self) -> None:
-        self.hub = Hub()
+        self.hub = Hub(time.monotonic)
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.far = socket.create_connection(server.getsockname())
             near, _ = server.accept()

@@ -75,7 +75,12 @@ def test_what_differs_is_named_with_both_values() -> None:
 
 def test_a_table_that_came_or_went_is_named_too() -> None:
     more = replace(OLD, listeners=(*OLD.listeners, LISTENER))
-    values = {"address": "127.0.0.1:9001", "level": "auto", "max_staleness_seconds": 0.0}
+    values = {
+        "address": "127.0.0.1:9001",
+        "level": "auto",
+        "max_staleness_seconds": 0.0,
+        "priority": "normal",
+    }
     assert changes(OLD, more) == tuple(
         Changed(f"listeners[1].{name}", None, value, is_live=False) for name, value in values.items()
     )

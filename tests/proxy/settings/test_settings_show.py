@@ -24,6 +24,8 @@ from proxy.settings import (
     NodeZone,
     OnBudget,
     OnPreserveFailure,
+    OverloadSettings,
+    PriorityRuleSettings,
     ReadRuleSettings,
     ReadSettings,
     Settings,
@@ -180,7 +182,11 @@ def test_shown_settings_load_to_the_same(settings: Settings) -> None:
 
 def test_every_option_is_shown_with_its_meaning() -> None:
     """A table and an explanation for each field there is, so that none is forgotten."""
-    with_tables = Settings(reads=ReadSettings(rules=(ReadRuleSettings(),)), hooks=(HookSettings(),))
+    with_tables = Settings(
+        reads=ReadSettings(rules=(ReadRuleSettings(),)),
+        overload=OverloadSettings(rules=(PriorityRuleSettings(),)),
+        hooks=(HookSettings(),),
+    )
     text = toml_of(Loaded(with_tables, {}))
     document = tomllib.loads(text)
     lines = text.split("\n")

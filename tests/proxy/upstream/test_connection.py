@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ class Pair:
     readies: int = 0
 
     def __post_init__(self) -> None:
-        self.hub = Hub()
+        self.hub = Hub(time.monotonic)
         self.abandoned = Abandoned()
         near, self.far = socket.socketpair()
         near.setblocking(False)
