@@ -10,7 +10,7 @@ from tests.simulation.engine import NIL, NIL_ARRAY
 from tests.simulation.ledger import Broken, Ledger, Operation, Version, canonical
 
 UNKNOWN = b"-OUTCOMEUNKNOWN"
-REFUSED = (b"-NOTREADY", b"-SNAPSHOTTOOOLD")
+REFUSED = (b"-NOTREADY", b"-SNAPSHOTTOOOLD", b"-OVERLOADED")
 RAN_IN_PART = b"parts ran"
 
 
