@@ -8,11 +8,11 @@ The limit is a gradient limit: after each window of samples
 It stands still where estimate * (1 - no_load / round_trip), which is TCP Vegas's estimate of the requests that
 queue at the node, equals sqrt(estimate): enough to keep the node busy while requests and replies travel, and a little.
 
-**Slack** is a round trip too short to refuse anyone for. A node whose own round trips are shorter may queue so much,
-two hundred requests of 5 us each, and their noise does not count; a slower or more distant one gets nothing by it.
-
-From the start until the first window with a gradient under ``START_ENDS`` the limit grows by half with each window in
-which it is used (TCP's slow start): a fast node is not kept waiting while the square root adds up.
+**A node that holds nobody up has no limit.** While its round trips are about those at no load, or within the
+**slack**, which is too short to refuse anyone for, the limit is the ceiling. The first window that shows a queue sets
+it to what Little's law says of that window: the requests in flight times the gradient, and the queue of the square
+root. From then on the formula above moves it, until a few windows in a row show no queue. So neither noise, nor a burst
+at the start, nor a proxy that is slower than its nodes makes anybody wait, and an overload is met within a round trip.
 
 Sources: L. Brakmo and L. Peterson, "TCP Vegas: end to end congestion avoidance on a global Internet", IEEE JSAC
 13(8), 1995 (the queue estimate); E. Landau, W. Thurston and T. Bozarth, "Performance Under Load", Netflix 2018, and its
@@ -38,8 +38,8 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing: a stall sheds nobody
-START_ENDS = 0.9  # a gradient below this ends the start
-START_GROWTH = 1.5  # by window
+QUEUE_FROM = 0.9  # a gradient below this shows a queue
+FREE_WINDOWS = 5  # so many in a row without one, and the node is free
 TIMED_MAX = 32  # more at once would say nothing more
 PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
 
@@ -50,7 +50,6 @@ class LimitRules:
 
     floor: int = 4  # a node that does one thing at a time is busy with this many, if the way to it is short
     ceiling: int = 1024
-    first: int = 20  # before anything is known
     slack_seconds: float = 0.001  # 0.001 means that no round trip under 1 ms is a reason to refuse anyone
     window_seconds: float = 0.02
     window_samples: int = 10  # a window takes longer if these do, or one round trip does
@@ -63,8 +62,9 @@ class Limit:
 
     __slots__ = (
         "_is_slow_since",
-        "_is_starting",
+        "_calm_windows",
         "_probe_until",
+        "_probed_top",
         "_quiet_seconds",
         "_renewed_at",
         "_rtt_sum",
@@ -73,6 +73,7 @@ class Limit:
         "_top",
         "_window_from",
         "estimate",
+        "is_free",
         "is_probing",
         "no_load_seconds",
         "permits",
@@ -81,9 +82,10 @@ class Limit:
 
     def __init__(self, rules: LimitRules, now: float) -> None:
         self._rules = rules
-        self.estimate = float(rules.first)
+        self.estimate = float(rules.ceiling)
+        self.is_free = True
         self.tightening = 1.0  # less than 1 while a migration touches the node
-        self.permits = rules.first  # how many requests the node may owe now
+        self.permits = rules.ceiling  # how many requests the node may owe now
         self.no_load_seconds = (
             inf  # a round trip while next to nothing queues; infinite before the first window
         )
@@ -95,8 +97,9 @@ class Limit:
             1 - PROBE_SOON
         )  # what is seen at first may be a full queue
         self._is_slow_since = inf  # since when all round trips are more than the gradient can express
-        self._is_starting = True
+        self._calm_windows = 0  # in a row
         self._probe_until = now
+        self._probed_top = 0  # what was in flight as the probe began
         # The window:
         self._window_from = now
         self._samples = 0
@@ -137,14 +140,16 @@ class Limit:
         self._permit()
 
     def _end_window(self, rtt_seconds: float, now: float) -> None:
-        is_quiet = self._top * 2 <= max(self.estimate, 2.0)
+        is_quiet = not self.is_free and self._top * 2 <= max(self.estimate, 2.0)
         if is_quiet:
             self._quiet_seconds = min(self._quiet_seconds, rtt_seconds)
         self.no_load_seconds = min(self.no_load_seconds, rtt_seconds)
         if not self.is_probing:
             self._move(rtt_seconds, now)
             is_slow = now - self._is_slow_since >= self._rules.probe_seconds * PROBE_SOON
-            if is_slow or now - self._renewed_at >= self._rules.probe_seconds:
+            if rtt_seconds <= self._rules.slack_seconds:
+                self._renewed_at = now  # no shorter no-load time would change anything
+            elif is_slow or now - self._renewed_at >= self._rules.probe_seconds:
                 self._renew(now)
         elif is_quiet or now >= self._probe_until:
             self.is_probing = False
@@ -157,15 +162,22 @@ class Limit:
         if gradient >= GRADIENT_MIN:
             self._is_slow_since = inf
         else:
-            gradient = GRADIENT_MIN
             self._is_slow_since = min(self._is_slow_since, now)
-        self._is_starting = self._is_starting and gradient >= START_ENDS
-        if self._is_starting:
-            moved = estimate * START_GROWTH
+        is_calm = gradient == 1.0 if self._top * 2 >= estimate else gradient >= QUEUE_FROM
+        self._calm_windows = self._calm_windows + 1 if is_calm else 0
+        if self.is_free:
+            if gradient >= QUEUE_FROM:
+                return
+            self.is_free = False
+            moved = self._top * gradient + sqrt(self._top)
+        elif self._calm_windows >= FREE_WINDOWS and self.tightening == 1.0:
+            self.is_free = True
+            moved = rules.ceiling
         else:
+            gradient = max(gradient, GRADIENT_MIN)
             moved = estimate + rules.smoothing * (estimate * (gradient - 1) + sqrt(estimate))
-        if moved > estimate and (self._top * 2 < estimate or self.tightening < 1):
-            return  # nobody needs more, or nobody may have it
+            if moved > estimate and (self._top * 2 < estimate or self.tightening < 1):
+                return  # nobody needs more, or nobody may have it
         self.estimate = min(max(moved, rules.floor), rules.ceiling)
 
     def _renew(self, now: float) -> None:
@@ -175,12 +187,14 @@ class Limit:
             self._renewed_at = now
         elif now >= self._probe_until + self._rules.probe_seconds * PROBE_SOON:
             self.is_probing = True
+            self._probed_top = self._top
             self._probe_until = now + self._rules.probe_seconds * PROBE_SOON
         self._quiet_seconds = self._is_slow_since = inf
 
     def _permit(self) -> None:
         if self.is_probing:
-            self.permits = max(1, int(self.estimate * self.tightening / 2))
+            used = min(self.estimate, self._probed_top)
+            self.permits = max(1, int(used * self.tightening / 2))
         else:
             self.permits = max(1, int(self.estimate * self.tightening))
 

@@ -161,7 +161,9 @@ class NodeConnection(Endpoint):
             return
         if self.hub.now - self._timed_at > TIMED_EVERY_SECONDS:
             self._timed_at = now = self.hub.clock()
-            self._timed.sent(self.answered_total + len(self.owed), self.load.in_flight, now)
+            # The middle one of this turn's: its round trip is their mean.
+            middle = self.answered_total + len(self.owed) - len(out) // 2
+            self._timed.sent(middle, self.load.in_flight, now)
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         if self._backlog:
