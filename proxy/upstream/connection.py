@@ -392,8 +392,6 @@ class NodeConnection(Endpoint):
             slot.on_lost(sent, self)
         self.waiting_since = None
         self._on_closed(self, reason)
-        if self.load.waiting:
-            self.load.serve_waiting(self.hub.clock())
 
     def on_fault(self, error: Exception) -> None:
         faulty, self._answering = self._answering, None

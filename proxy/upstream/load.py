@@ -168,10 +168,8 @@ class NodeLoad(Admission[Waiting]):
         place = self.wait_for_permit(task, priority, self._loads.clock(), deadline)
         try:
             await task.told.wait()
-        except BaseException:
-            if task.has_permit:
-                self.give_up_permit()
-            elif place is not None:
+        except BaseException:  # cancelled, and so not told
+            if place is not None:
                 self.leave(place)
             raise
         if task.has_permit:
