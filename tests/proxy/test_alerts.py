@@ -50,10 +50,8 @@ PENDING: Mapping[str, tuple[str, ...]] = {
     "steadyread_snapshot_cache_l2_is_bypassed": (),
 }
 OF_PROMETHEUS: Mapping[str, tuple[str, ...]] = {"up": ()}
-TARGET: Mapping[str, str] = {
-    "job": "steadyread",
-    "instance": "proxy-1:7380",
-}  # labels that Prometheus gives to each series
+# Labels that Prometheus gives to each series.
+TARGET: Mapping[str, str] = {"job": "steadyread", "instance": "proxy-1:7380"}
 
 SCRAPES = 12  # of the recording
 FIRING_IN_RECORDING = [
@@ -63,9 +61,8 @@ FIRING_IN_RECORDING = [
     "SteadyreadSlotsUnowned",
 ]
 
-Recording = dict[
-    tuple[str, tuple[tuple[str, str], ...]], list[str]
-]  # (name, labels) -> a value for each scrape
+# (name, labels) -> a value for each scrape
+Recording = dict[tuple[str, tuple[tuple[str, str], ...]], list[str]]
 
 
 def rules() -> list[dict[str, Any]]:
@@ -164,8 +161,8 @@ async def record_without_nodes() -> list[str]:
                         await client.send_all(b"GET key\r\n")
                         assert (await client.receive_some()).startswith(b"-NOTREADY")
                         async with await trio.open_tcp_stream(address.host, address.port) as one_too_many:
-                            assert (
-                                await one_too_many.receive_some() == b"-ERR max number of clients reached\r\n"
+                            assert (await one_too_many.receive_some()).startswith(
+                                b"-ERR max number of clients"
                             )
                         while served.keeper.discovery.failed_looks_total == looks:
                             await trio.sleep(0.005)
