@@ -23,6 +23,7 @@ from datetime import date, datetime, time
 from enum import IntEnum
 from pathlib import Path as FilePath
 
+from proxy.settings.cache import cache_faults
 from proxy.settings.hooks import hook_faults
 from proxy.settings.positions import Path, lines_of
 from proxy.settings.reads import read_faults
@@ -413,6 +414,7 @@ class _Loading:
             *hook_faults(settings.hooks),
             *read_faults(settings),
             *snapshot_faults(settings.snapshots),
+            *cache_faults(settings.cache),
         ]:
             value = SECRET_SHOWN if fault.value is None else _shown(fault.value)
             self._complain_together(fault.path, value, fault.message, also=fault.also)
