@@ -58,6 +58,7 @@ ENTRY_SECONDS_MAX = 86_400  # after which memcached may forget it
 PAUSE_SECONDS = 0.05
 PAUSE_SECONDS_MAX = 1.0
 KEEPING_SECONDS = 1.0  # the deadline of a set_many, for which nobody waits
+CONNECT_SECONDS = 1.0  # of a probe that may have to find a name and connect
 PROBE = "steadyread:probe"
 
 T = TypeVar("T")
@@ -248,6 +249,7 @@ class Side(Generic[T]):
             await trio.sleep(pause)
             pause = min(max(PAUSE_SECONDS, 2 * pause), PAUSE_SECONDS_MAX)
             try:
+                await self.line.do(self._probe, trio.current_time() + CONNECT_SECONDS)
                 await self.line.do(self._probe, trio.current_time() + self._memcached.timeout_seconds)
             except Failure as failure:
                 self.fail(failure)
@@ -405,7 +407,7 @@ def client_of(address: Address, timeout_seconds: float) -> Any:
     """pymemcache's; nothing is connected yet."""
     return Client(
         (address.host, address.port),
-        connect_timeout=timeout_seconds,
+        connect_timeout=CONNECT_SECONDS,  # only probes connect
         timeout=timeout_seconds,
         no_delay=True,
         default_noreply=False,

@@ -5,8 +5,8 @@
 One proxy in front of three primaries. First, of ``--requests`` GETs over 1,000 keys of one snapshot, drawn by chance,
 each reply is compared with the node's own, and it is counted how many GETs the nodes saw. Each key's value is its own.
 Then each round measures strong GETs, GETs at the snapshot of keys that come again, and of keys that come once only,
-in turn, at depth 1 and 16; and the latter of a proxy whose cache is off. With /usr/bin/memcached here, also GETs of keys
-that come again at a proxy that keeps them there alone. Ratios are to strong GETs of the same proxy in the same round.
+in turn, at depth 1 and 16; and the latter of a proxy whose cache is off. With /usr/bin/memcached here, also GETs of
+keys that come again at a proxy that keeps them there alone. Ratios are to strong GETs of the same proxy and round.
 Exits with 1 if the cache served less, or costs more, than it should.
 """
 

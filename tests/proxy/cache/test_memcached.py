@@ -368,6 +368,25 @@ async def test_one_that_is_not_there_at_the_start_is_not_asked(server: Server) -
         nursery.cancel_scope.cancel()
 
 
+async def test_a_connection_may_take_longer_than_an_answer(server: Server) -> None:
+    """As with a name that is looked up slowly: else it would be bypassed for good."""
+    is_connected: set[int] = set()
+    pass_gate = server.pass_gate
+
+    def connect_slowly() -> None:
+        thread = len(is_connected)
+        if thread < 2:  # one on each side
+            is_connected.add(thread)
+            threading.Event().wait(0.2)
+        pass_gate()
+
+    server.pass_gate = connect_slowly  # type: ignore[method-assign]
+    put(server, SUBJECT, b"v")
+    async with served(server, timeout_ms=50) as asker:
+        assert asker.memcached.failures[Reason.TIMEOUT] == 0
+        assert await asker.ask(SUBJECT) == [b"v"]
+
+
 async def test_what_comes_on_a_connection_that_was_left_is_not_looked_at(server: Server) -> None:
     """It is closed before the next operation, which begins only when the former has ended."""
     line = module.Line(client := Client(server))
