@@ -5,6 +5,7 @@
     |- upstream nursery     a keeper for each node connection, tasks of slow requests
     |- watch                overdue requests
     |- cache                frees what ended snapshots have left in it
+    |- memcached            asks it, in worker threads, and finds it again when it was gone
     |- store                notices what other processes wrote, ends leases
     |- keeper               the topology view: looks at the cluster, or follows the proxy that does
     |- mode                 the routing mode, as the store says
@@ -42,6 +43,7 @@ from proxy.admin import settings as settings_endpoint
 from proxy.admin import snapshots as snapshots_endpoint
 from proxy.admin.endpoints import AdminState
 from proxy.admin.server import DEFAULT_LIMITS, AdminServer
+from proxy.cache.memcached import Memcached
 from proxy.cache.memory import SnapshotCache
 from proxy.exchange.exchange import Exchange
 from proxy.exchange.explain import explain
@@ -57,6 +59,7 @@ from proxy.replicas.facts import replica_facts
 from proxy.replicas.monitor import Monitor, MonitorOptions
 from proxy.replicas.service import Replica, ReplicaOptions, Replicas
 from proxy.settings import Settings
+from proxy.settings.cache import memcached_address
 from proxy.settings.reads import listener_level, zones_of
 from proxy.settings.state import store_file
 from proxy.snapshots.links import Links
@@ -185,6 +188,8 @@ class Proxy:
                     self.id,
                 )
                 self.cache = SnapshotCache(settings.cache)
+                memcached = memcached_address(settings.cache)
+                self.memcached = Memcached(memcached, settings.cache) if memcached is not None else None
                 self.exchange = Exchange(
                     self.hub,
                     self.nodes,
@@ -196,6 +201,7 @@ class Proxy:
                     request_deadline_seconds=cluster.request_deadline_seconds,
                     script_cache_bytes_max=settings.commands.script_cache_bytes_max,
                     cache=self.cache,
+                    memcached=self.memcached,
                 )
                 self.exchange.hot.adopt(settings.hot)
                 self.metrics.register_source(self._samples)
@@ -206,6 +212,9 @@ class Proxy:
                 nursery.start_soon(self.replica_nodes.loads.run)
                 nursery.start_soon(self.replica_nodes.watch)
                 nursery.start_soon(self.cache.run)
+                if self.memcached is not None:
+                    self.metrics.register_source(self.memcached.samples)
+                    nursery.start_soon(self.memcached.run)
                 nursery.start_soon(self.store.run)
                 nursery.start_soon(self.keeper.run)
                 nursery.start_soon(self.mode.run)
@@ -484,6 +493,10 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
             "snapshot_reads_slow", "Reads at snapshots in steps, each of which waits for the one before."
         ),
         lambda p: p.exchange.snapshot_reads.slow_total,
+    ),
+    (
+        _counter("snapshot_cache_shared", "Reads at snapshots that the fetch of another one answered."),
+        lambda p: p.exchange.snapshot_fetches.shared_total,
     ),
     (
         _gauge("snapshots_alone", "Snapshots of which this proxy knows by itself what was written since."),

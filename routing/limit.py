@@ -61,8 +61,8 @@ class Limit:
     """The limit of one node. ``permits`` is what counts; the rest is for people and metrics."""
 
     __slots__ = (
-        "_is_slow_since",
         "_calm_windows",
+        "_is_slow_since",
         "_probe_until",
         "_probed_top",
         "_quiet_seconds",

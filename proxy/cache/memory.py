@@ -47,9 +47,11 @@ class Held:
 class Shelf:
     """What is kept of one snapshot in one RESP version."""
 
-    __slots__ = ("_cache", "_held", "values")
+    __slots__ = ("_cache", "_held", "resp", "snapshot_id", "values")
 
-    def __init__(self, cache: SnapshotCache) -> None:
+    def __init__(self, cache: SnapshotCache, snapshot_id: int, resp: int) -> None:
+        self.snapshot_id = snapshot_id
+        self.resp = resp
         self._cache: SnapshotCache = cache
         # Not in ``values``, whose look-up costs several times as much, and with it a tenth of a hit.
         self._held: dict[bytes, Held] | None = {}  # None: its snapshot has ended
@@ -102,11 +104,13 @@ class SnapshotCache:
 
     def __init__(self, settings: CacheSettings) -> None:
         self.bytes_max = settings.bytes_max
+        # Also where nothing is kept here: a memcached is asked for what its shelf does not have.
+        self.is_used = bool(settings.bytes_max or settings.memcached)
         self.age = 0  # goes up as entries come, without which the order of uses is of no use
         self._value_bytes_max = settings.value_bytes_max
         self._shelves: dict[tuple[int, int], Shelf] = {}  # snapshot, RESP version
         # Hashes of keys, each at the place that its last bits say.
-        self._seen = array("q", bytes(8 * SEEN_KEYS if self.bytes_max else 0))
+        self._seen = array("q", bytes(8 * SEEN_KEYS if self.is_used else 0))
         self._ended: list[tuple[LRUCache[bytes, Held], dict[bytes, Held]]] = []
         self._has_ended = trio.Event()
         self.hits_total = 0
@@ -116,8 +120,8 @@ class SnapshotCache:
     def shelf(self, snapshot_id: int, resp: int) -> Shelf | None:
         """Of a snapshot that serves; None: nothing is to be kept."""
         found = self._shelves.get((snapshot_id, resp))
-        if found is None and self.bytes_max:
-            found = self._shelves[(snapshot_id, resp)] = Shelf(self)
+        if found is None and self.is_used:
+            found = self._shelves[(snapshot_id, resp)] = Shelf(self, snapshot_id, resp)
         return found
 
     def is_read_again(self, key: bytes) -> bool:

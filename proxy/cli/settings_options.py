@@ -9,7 +9,12 @@ from pathlib import Path
 
 from proxy.settings.load import Loaded, Override, SettingsError, load
 
-_FLAG_OF_SETTING = {"cluster.seeds": "--seed", "listeners": "--listen", "admin.address": "--admin"}
+_FLAG_OF_SETTING = {
+    "cluster.seeds": "--seed",
+    "listeners": "--listen",
+    "admin.address": "--admin",
+    "cache.memcached": "--memcached",
+}
 
 
 def add_file_flag(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,11 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         help="where services connect; repeat it for more; replaces all listeners [listeners]",
     )
     add_admin_flag(parser)
+    parser.add_argument(
+        "--memcached",
+        metavar="HOST:PORT",
+        help="a memcached for what is read at snapshots [cache.memcached]",
+    )
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",

@@ -15,12 +15,14 @@ from typing import assert_never
 
 import trio
 
+from proxy.cache.memcached import Memcached
 from proxy.cache.memory import SnapshotCache
 from proxy.exchange.failures import internal_fault, not_ready, outcome_unknown
 from proxy.exchange.hot import HotSampler
 from proxy.exchange.replica_reads import ReplicaReads
 from proxy.exchange.routes import Routes
 from proxy.exchange.scripts import ScriptCache
+from proxy.exchange.snapshot_fetches import SnapshotFetches
 from proxy.exchange.snapshot_reads import SnapshotReads
 from proxy.hub import Hub
 from proxy.log import get_logger
@@ -68,6 +70,7 @@ class Exchange:
         request_deadline_seconds: float,
         script_cache_bytes_max: int,
         cache: SnapshotCache | None = None,
+        memcached: Memcached | None = None,
     ) -> None:
         self.hub = hub
         self.nodes = nodes
@@ -80,6 +83,7 @@ class Exchange:
         self.preserver = snapshots.preserver
         snapshots.attach(self)
         self.snapshot_reads = SnapshotReads(self, snapshots, cache or SnapshotCache(CacheSettings()))
+        self.snapshot_fetches = SnapshotFetches(self, self.snapshot_reads, memcached)
         self.token_secret = b""  # signs the tokens of sessions; empty until it is known
         self.scripts = ScriptCache(script_cache_bytes_max)
         self.hot = HotSampler()

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import trio
 
-from proxy.exchange.exchange import Exchange
 from proxy.exchange.failures import overtaken
 from proxy.exchange.permits import NORMAL, Permits
 from proxy.exchange.read_groups import Asked, ReadGroup, ReadSlot
@@ -42,6 +42,9 @@ from routing.command import Command
 from routing.keys import key_positions, write_positions
 from routing.proof import Refusal
 from routing.redirect import SCRIPT_COMMANDS, Ask, Moved, NoScript, Wait
+
+if TYPE_CHECKING:
+    from proxy.exchange.exchange import Exchange
 
 CURRENT = -1  # as a snapshot id
 RESENDS_MAX = 4  # retries of one batch that go at once; after that a task waits in between

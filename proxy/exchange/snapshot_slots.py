@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from proxy.cache.memory import Shelf
-from proxy.exchange.exchange import Exchange
 from proxy.exchange.open_requests import OpenRequests, RequestSlot
 from proxy.exchange.snapshot_reads import ABSENT, PREIMAGE, Pair, SnapshotReads, stands_for
 from proxy.protocol.absence import could_mean_absence
@@ -30,6 +29,9 @@ from routing.redirect import needs_attention
 from routing.snapshot import Chain
 from routing.snapshot_names import preimage
 from routing.snapshot_reads import AS_IS, GET, PLAIN
+
+if TYPE_CHECKING:
+    from proxy.exchange.exchange import Exchange
 
 NILS = (b"$-1\r\n", b"_\r\n")
 NO_KEY = -2  # as PTTL says it
@@ -70,9 +72,9 @@ class SnapshotSlot(RequestSlot):
             exchange.snapshots.histories.guard(connection, step)
         connection.queue_all((self, MarkerSlot(self, exchange.snapshot_reads.question(self))))
 
-    def fill_into(self, shelf: Shelf) -> LifetimeSlot:
-        """Have the reply kept in the cache, if it is used as right; what to queue in front of the read."""
-        self.fill = Fill(shelf, self.key)
+    def fill_for(self, keeper: Keeper) -> LifetimeSlot:
+        """Have the reply kept, if it is used as right; what to queue in front of the read."""
+        self.fill = Fill(keeper)
         return self.fill.ask_lifetime(self._read_first())
 
     def _read_first(self) -> bytes:
@@ -127,13 +129,15 @@ class SnapshotSlot(RequestSlot):
 
     def wait(self, reason: str) -> None:
         """Read it the slow way."""
-        self.fill = None
+        fill, self.fill = self.fill, None
         requester = self.requester
         assert isinstance(requester, OpenRequests)
         if self.is_instead:
             self.raw = with_key(self.raw, self.key)
             self.is_instead = False
         requester.retry(self, reason)
+        if fill is not None:
+            fill.keeper.give_up()
 
     def on_lost(self, sent: bool, connection: NodeConnection) -> None:
         self.wait(f"the connection to {connection.address} ended")
@@ -503,6 +507,16 @@ class FastReads:
         return found
 
 
+class Keeper(Protocol):
+    """Who wants a reply. It is told one of these, once."""
+
+    def keep(self, reply: bytes, until: float) -> None:
+        """It was used as right in this step, and is right until then (Trio's clock; inf: for good)."""
+
+    def give_up(self) -> None:
+        """There is none that may be kept."""
+
+
 class Fill:
     """What is read is to be kept in the cache, for no longer than its key lives.
 
@@ -510,11 +524,10 @@ class Fill:
     when the value is there, shows it of the lifetime, too.
     """
 
-    __slots__ = ("_asked_at", "_key", "_lifetime", "_shelf")
+    __slots__ = ("_asked_at", "_lifetime", "keeper")
 
-    def __init__(self, shelf: Shelf, key: bytes) -> None:
-        self._shelf = shelf
-        self._key = key
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
         self._asked_at = 0.0  # Trio's clock
         self._lifetime: LifetimeSlot | None = None
 
@@ -528,9 +541,10 @@ class Fill:
         """It is right."""
         lifetime = self._lifetime.milliseconds if self._lifetime is not None else None
         if lifetime is None or reply[0] == 45 or (lifetime == NO_KEY) != (reply in NILS):
-            return  # not told, an error, or gone in between
+            self.keeper.give_up()  # not told, an error, or gone in between
+            return
         until = inf if lifetime < 0 else self._asked_at + lifetime / 1000
-        self._shelf.put(self._key, reply, until)
+        self.keeper.keep(reply, until)
 
 
 class LifetimeSlot(Slot):

@@ -589,19 +589,20 @@ class ClientConnection(OpenRequests):
                 if reply is not None:
                     hits.append(reply)
                     continue
-                is_kept = reads.cache.is_read_again(key)
-            else:
-                is_kept = False
+                if reads.cache.is_read_again(key):
+                    if hits:
+                        self._reply_all(hits)
+                    self.exchange.snapshot_fetches.read(self, raw, hash_slot, key, shelf)
+                    if self.is_held:
+                        untaken = self._untaken(found, raw, 1)
+                        break
+                    continue
             if hits:
                 self._reply_all(hits)
             if isinstance(number, int) and command.only_reads:
                 if fast is None:
                     fast = FastReads(self, reads, number)
-                if (
-                    at_replicas
-                    and not is_kept
-                    and (read := fast.at_replica(command, raw, hash_slot, key)) is not None
-                ):
+                if at_replicas and (read := fast.at_replica(command, raw, hash_slot, key)) is not None:
                     self.slots.append(read)
                     continue
             if not self.has_permit(hash_slot, self.priority_of(key), only_reads=command.only_reads):
@@ -615,8 +616,6 @@ class ClientConnection(OpenRequests):
                     self.slots.append(slot)
                     if route.guarded_step != step:  # type: ignore[union-attr]
                         reads.histories.guard(route, step)  # type: ignore[arg-type]
-                    if is_kept and shelf is not None:
-                        route.queue(slot.fill_into(shelf))  # type: ignore[union-attr]
                     route.load.in_flight += 1  # type: ignore[union-attr]
                     route.owed.append(slot)  # type: ignore[union-attr]
                     route.out.append(slot.raw)  # type: ignore[union-attr]

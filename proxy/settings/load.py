@@ -23,6 +23,7 @@ from datetime import date, datetime, time
 from enum import IntEnum
 from pathlib import Path as FilePath
 
+from proxy.settings.cache import cache_faults
 from proxy.settings.hooks import hook_faults
 from proxy.settings.overload import overload_faults
 from proxy.settings.positions import Path, lines_of
@@ -415,6 +416,7 @@ class _Loading:
             *read_faults(settings),
             *snapshot_faults(settings.snapshots),
             *overload_faults(settings.overload),
+            *cache_faults(settings.cache),
         ]:
             value = SECRET_SHOWN if fault.value is None else _shown(fault.value)
             self._complain_together(fault.path, value, fault.message, also=fault.also)

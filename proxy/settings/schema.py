@@ -123,7 +123,7 @@ class Option:
             raise WrongElementError(index, str(error)) from None
 
     def _address(self, text: str) -> Address:
-        return _parse_address(text, is_dialled=self.says.is_dialled)
+        return parse_address(text, is_dialled=self.says.is_dialled)
 
     def _zone(self, text: str) -> NodeZone:
         address, _, zone = text.partition("=")
@@ -269,7 +269,7 @@ def _quoted(choices: tuple[str, ...]) -> str:
     return ", ".join(f'"{choice}"' for choice in choices)
 
 
-def _parse_address(text: str, *, is_dialled: bool) -> Address:
+def parse_address(text: str, *, is_dialled: bool) -> Address:
     """Stricter than ``Address.parse``: in a file, a slip is likelier than an unusual address."""
     example = "127.0.0.1:7379"
     if "://" in text or "@" in text or "/" in text:

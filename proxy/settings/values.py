@@ -563,19 +563,35 @@ class HotSettings:
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """What GET has read at snapshots, kept in this process."""
+    """What GET has read at snapshots, kept in this process, and in a memcached."""
 
     bytes_max: Annotated[
         int,
         Says(
             "Memory for it, keys and tables included; what was not read for longest goes first. "
-            "0 means that nothing is kept.",
+            "0 means that nothing is kept in this process.",
             at_least=0,
         ),
     ] = 0
     value_bytes_max: Annotated[int, Says("A larger value, its key included, is not kept.", at_least=1)] = (
         64 * 1024
     )
+    memcached: Annotated[
+        str,
+        Says(
+            'A memcached, as "HOST:PORT", that keeps them too, for all proxies that name it. "" means none. '
+            "Whoever can write to it can change what reads at snapshots say."
+        ),
+    ] = ""
+    memcached_timeout_ms: Annotated[
+        float,
+        Says(
+            "A read waits no longer for memcached; it goes to its node then, and so do all others until memcached "
+            "answers again.",
+            above=0,
+            at_most=1000,
+        ),
+    ] = 10.0
 
 
 @dataclass(frozen=True, slots=True)

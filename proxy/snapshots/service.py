@@ -174,6 +174,10 @@ class Snapshots:
         """The newest that serves."""
         return max(self._serving, default=None)
 
+    def record_of_serving(self, snapshot_id: int) -> SnapshotRecord | None:
+        """Its record while it serves."""
+        return self._serving.get(snapshot_id)
+
     def refusal(self, snapshot_id: int) -> bytes | None:
         """The error reply for a read at this snapshot; None while it serves."""
         if snapshot_id in self._serving:

@@ -5,19 +5,22 @@
 One proxy in front of three primaries. First, of ``--requests`` GETs over 1,000 keys of one snapshot, drawn by chance,
 each reply is compared with the node's own, and it is counted how many GETs the nodes saw. Each key's value is its own.
 Then each round measures strong GETs, GETs at the snapshot of keys that come again, and of keys that come once only,
-in turn, at depth 1 and 16; and the latter of a proxy whose cache is off. Ratios are to strong GETs of the same proxy in
-the same round. Exits with 1 if the cache served less, or costs more, than it should.
+in turn, at depth 1 and 16; and the latter of a proxy whose cache is off. With /usr/bin/memcached here, also GETs of
+keys that come again at a proxy that keeps them there alone. Ratios are to strong GETs of the same proxy and round.
+Exits with 1 if the cache served less, or costs more, than it should.
 """
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import random
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -39,6 +42,7 @@ from tests.bench.testbed import (
     ask,
     key_at,
 )
+from tests.live.campaign.proxies import free_address
 
 HOT_KEYS = 1_000
 SHARE_SERVED_MIN = 0.95  # of the GETs, by the cache
@@ -47,6 +51,9 @@ PIPELINE = 100
 OFF = "{python} -m proxy serve --seed {seed} --listen {listen} --admin {admin}"
 ON = f"{OFF} --set cache.bytes_max={64 * 1024 * 1024}"
 STRONG, HIT, ONCE = "GET strong", "GET from the cache", "GET of a key once"
+MEMCACHED = "/usr/bin/memcached"
+SHARED = f"{OFF} --memcached {{memcached}}"
+STRONG_SHARED, HIT_SHARED = "memcached: GET strong", "memcached: GET of a key again"
 STRONG_WITHOUT, ONCE_WITHOUT = "cache off: GET strong", "cache off: GET of a key once"
 COMPARED = {
     STRONG: STRONG,
@@ -54,6 +61,8 @@ COMPARED = {
     ONCE: STRONG,
     STRONG_WITHOUT: STRONG_WITHOUT,
     ONCE_WITHOUT: STRONG_WITHOUT,
+    STRONG_SHARED: STRONG_SHARED,
+    HIT_SHARED: STRONG_SHARED,
 }
 
 
@@ -72,6 +81,12 @@ def main() -> int:
                     measure(target, nodes, options.requests_each, (STRONG, ONCE, HIT), work)
                 with _proxy(bed, nodes, OFF) as target:
                     measure(target, nodes, options.requests_each, (STRONG_WITHOUT, ONCE_WITHOUT), work)
+                if Path(MEMCACHED).exists():
+                    with (
+                        _memcached() as address,
+                        _proxy(bed, nodes, SHARED.replace("{memcached}", address)) as target,
+                    ):
+                        measure(target, nodes, options.requests_each, (STRONG_SHARED, HIT_SHARED), work)
                 rounds.append(work)
                 console.print(f"round {number + 1} of {options.rounds} done", highlight=False)
     except BenchmarkError as error:
@@ -161,6 +176,23 @@ def _proxy(bed: Testbed, nodes: Sequence[int], template: str = ON) -> Iterator[T
         target.process.wait()
 
 
+@contextmanager
+def _memcached() -> Iterator[str]:
+    """Where it listens, as soon as it does."""
+    address = free_address()
+    process = subprocess.Popen(
+        [MEMCACHED, "-u", getpass.getuser(), "-l", address.host, "-p", str(address.port), "-U", "0"]
+    )
+    try:
+        while True:
+            with suppress(ConnectionRefusedError), socket.create_connection(address):
+                break
+        yield str(address)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def measure(target: Target, nodes: Sequence[int], requests: int, kinds: Sequence[str], work: Round) -> None:
     snapshot_id = _open(target.port)
     bound = command("STEADY.READ", "SNAPSHOT", snapshot_id)
@@ -174,12 +206,13 @@ def measure(target: Target, nodes: Sequence[int], requests: int, kinds: Sequence
         first = HOT_KEYS + place * count
         once = [_get(index) for index in range(first, first + count)]
         for kind in kinds:
-            is_strong = kind in (STRONG, STRONG_WITHOUT)
+            is_strong = COMPARED[kind] == kind
             loader = Loader(target.port, CONNECTIONS, b"" if is_strong else bound)
             try:
-                if kind == HIT:
+                is_again = kind in (HIT, HIT_SHARED)
+                if is_again:
                     loader.run(hot * 3, GOT, depth)  # they are kept from here on
-                frames = again if is_strong or kind == HIT else once
+                frames = again if is_strong or is_again else once
                 work[f"{kind}, depth {depth}"] = _charged(target, loader, frames, GOT, depth)
             finally:
                 loader.close()
@@ -194,6 +227,8 @@ def show(rounds: Sequence[Round], console: Console) -> float:
         table.add_column(heading, justify="right")
     for depth in DEPTHS:
         for kind in COMPARED:
+            if f"{kind}, depth {depth}" not in rounds[0]:
+                continue
             ours = [each[f"{kind}, depth {depth}"] for each in rounds]
             ratios = _ratios(rounds, kind, depth)
             table.add_row(
