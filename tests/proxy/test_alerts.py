@@ -42,12 +42,6 @@ FAULTS_FILE = DOCS / "prometheus" / "steadyread-alerts-test.yml"
 # Metrics that the rules name and the proxy does not declare yet -> their labels. What it declares must leave this.
 PENDING: Mapping[str, tuple[str, ...]] = {
     "steadyread_circuit_open": ("node",),
-    "steadyread_node_limit_requests": ("node",),
-    "steadyread_node_oldest_wait_seconds": ("node",),
-    "steadyread_node_shed_total": ("node",),
-    "steadyread_node_tightening_ratio": ("node",),
-    "steadyread_shed_total": ("priority", "reason"),
-    "steadyread_snapshot_cache_l2_is_bypassed": (),
 }
 OF_PROMETHEUS: Mapping[str, tuple[str, ...]] = {"up": ()}
 # Labels that Prometheus gives to each series.
