@@ -1,0 +1,130 @@
+"""One slow node of a real cluster. A node's capacity is its time for each request, so each request costs it time.
+
+Requests are a script that counts to a number and then does a GET: CPU time, the same for each, without variance of
+its own. ``throttle`` then lets the server have only a part of a CPU: SIGSTOP and SIGCONT in turn, every two
+milliseconds, as a cgroup's quota does with longer periods. It is the default, because it leaves the cores to the proxy,
+the load and the other nodes, which must not be slowed by anything but the proxy. ``sleep`` has the server stall in
+bursts of DEBUG SLEEP. ``busy`` does neither: the node takes as much of a core as it gets.
+
+    python -m tests.bench.slow_node PID RUN_MS STOP_MS      throttles until it is ended or its parent is gone
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from pathlib import Path
+from statistics import median
+from types import FrameType
+
+import trio
+
+from proxy.embedded.cluster import Cluster, Node
+from proxy.embedded.engine import Engine
+from routing.slot import slot_of
+
+KINDS = ("throttle", "sleep", "busy")
+SCRIPT = b"local n = 0 for i = 1, tonumber(ARGV[1]) do n = n + i % 7 end return redis.call('GET', KEYS[1])"
+RUN_MS, STOP_MS = 1.0, 1.0
+SERVICE_MS = {"throttle": 1.0, "sleep": 0.8, "busy": 1.0}  # of CPU, for each request
+STALL_SECONDS, STALL_EVERY_SECONDS = 0.05, 1.0
+CALIBRATION_LOOPS = 20_000
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def server_options(kind: str, engine: Engine) -> tuple[str, ...]:
+    """What the servers must be started with."""
+    if kind == "sleep" and engine.release >= (7,):
+        return ("--enable-debug-command", "yes")
+    return ()
+
+
+def read_name(engine: Engine) -> bytes:
+    """The command that reads by script; of Redis 6.2 it counts as a write."""
+    return b"EVAL_RO" if engine.release >= (7,) else b"EVAL"
+
+
+async def calibrate(cluster: Cluster, node: Node, milliseconds: float) -> int:
+    """How far the script must count to take that long. The node must not be slowed yet."""
+    name = read_name(cluster.engine)
+    slots = (await cluster.map_at(node)).owned_by(node.id)
+    key = next(key for number in count() if slot_of(key := b"calibration:%d" % number) in slots)
+    async with cluster.connection(node) as connection:
+        took: list[float] = []
+        for _ in range(50):
+            began = time.perf_counter()
+            await connection.call(name, SCRIPT, 1, key, CALIBRATION_LOOPS)
+            took.append(time.perf_counter() - began)
+    return max(1, round(CALIBRATION_LOOPS * milliseconds / 1000 / median(took)))
+
+
+@asynccontextmanager
+async def slowed(cluster: Cluster, node: Node, kind: str) -> AsyncIterator[None]:
+    """The node is slow until the end of the block."""
+    assert node.process is not None
+    if kind == "throttle":
+        words = [
+            sys.executable,
+            "-m",
+            "tests.bench.slow_node",
+            str(node.process.pid),
+            str(RUN_MS),
+            str(STOP_MS),
+        ]
+        throttle = subprocess.Popen(words, cwd=REPOSITORY)
+        try:
+            yield
+        finally:
+            throttle.terminate()
+            throttle.wait()
+    elif kind == "sleep":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stall, cluster, node)
+            yield
+            nursery.cancel_scope.cancel()
+    else:
+        yield
+
+
+async def _stall(cluster: Cluster, node: Node) -> None:
+    async with cluster.connection(node) as connection:
+        while True:
+            await trio.sleep(STALL_EVERY_SECONDS - STALL_SECONDS)
+            await connection.call("DEBUG", "SLEEP", str(STALL_SECONDS))
+
+
+def throttle(pid: int, run_seconds: float, stop_seconds: float) -> None:
+    """Until SIGTERM, or until the process or the parent is gone. The process then runs."""
+    parent = os.getppid()
+    is_over = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal is_over
+        is_over = True
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        due = time.monotonic()
+        while not is_over and os.getppid() == parent:
+            os.kill(pid, signal.SIGCONT)
+            due += run_seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+            os.kill(pid, signal.SIGSTOP)
+            due += stop_seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+            due = max(due, time.monotonic() - run_seconds)  # what the machine kept from us is not made up for
+    except ProcessLookupError:
+        return
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+if __name__ == "__main__":
+    throttle(int(sys.argv[1]), float(sys.argv[2]) / 1000, float(sys.argv[3]) / 1000)
