@@ -3,7 +3,9 @@
 Requests arrive by a Poisson process whose rate no reply slows. Each goes out on a connection that has nothing in
 flight; if there is none it waits at the client. Latency counts from the moment the request was due, so a wait at the
 client, or a load that is late itself, is never left out (coordinated omission). A client gives up ``deadline_seconds``
-after that moment, as services do: it drops the request, or closes the connection on which it waits and opens another.
+after that moment, as services do. What it has not sent then it never sends; a connection that still owes it a reply
+stays busy until that comes, as in clients that share connections. So an overload makes no storm of new connections
+here, which would be another overload than the one that is measured.
 
 One thread serves all connections, for a core that is shared. Arrivals are timed by select(2) on the epoll's own file
 descriptor, because epoll rounds up to a millisecond.
@@ -14,6 +16,8 @@ acknowledged before it was due, and none that was never sent.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import select
 import socket
@@ -116,14 +120,16 @@ class _Request:
     key: bytes
     floor: int = 0
     is_write: bool = False
+    is_over: bool = False
 
 
 class _Connection:
-    __slots__ = ("buffer", "greetings", "request", "socket", "stream")
+    __slots__ = ("buffer", "greetings", "is_connected", "request", "socket", "stream")
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
         self.request: _Request | None = None
+        self.is_connected = False
         self.buffer = b""
         self.greetings = 0  # replies to come before the request's
 
@@ -152,7 +158,7 @@ class OpenLoop:
         self._by_fd: dict[int, _Connection] = {}
         self._idle: list[list[_Connection]] = [[] for _ in streams]
         self._queued: list[deque[_Request]] = [deque() for _ in streams]
-        self._sent: list[deque[tuple[_Connection, _Request]]] = [deque() for _ in streams]  # oldest first
+        self._sent: list[deque[_Request]] = [deque() for _ in streams]  # oldest first
         self._open_requests = 0
 
     def run(self, phases: Sequence[Phase]) -> None:
@@ -160,6 +166,8 @@ class OpenLoop:
         for number, stream in enumerate(self._streams):
             for _ in range(stream.connections):
                 self._connect(_Connection(number))
+        while sum(map(len, self._idle)) < sum(stream.connections for stream in self._streams):
+            self._look()
         self.began = time.monotonic()
         arrivals = self._arrivals(phases)
         upcoming = next(arrivals, None)
@@ -167,8 +175,7 @@ class OpenLoop:
             wait = LOOK_SECONDS if upcoming is None else min(LOOK_SECONDS, upcoming.due - self._now())
             if wait > 0:
                 select.select([self._epoll], [], [], wait)
-            for fd, _ in self._epoll.poll(0):
-                self._receive(self._by_fd[fd])
+            self._look()
             now = self._now()
             while upcoming is not None and upcoming.due <= now:
                 self._queued[upcoming.stream].append(upcoming)
@@ -196,18 +203,38 @@ class OpenLoop:
                 (number,) = random.choices(numbers, phase.rates)
                 yield _Request(place, number, due, random.choice(self._streams[number].keys))
 
+    def _look(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            connection = self._by_fd[fd]
+            if connection.is_connected:
+                self._receive(connection)
+            else:
+                self._greet(connection)
+
     def _connect(self, connection: _Connection) -> None:
-        stream = self._streams[connection.stream]
-        connection.socket = socket.create_connection(self._address, timeout=10.0)
+        """Without waiting: a proxy that accepts nobody for now keeps this connection waiting, and no other."""
+        connection.socket = socket.socket()
+        connection.socket.setblocking(False)
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.buffer = b""
         connection.greetings = 0
-        if stream.priority and not self.priorities_refused:
-            connection.socket.sendall(command("STEADY.PRIORITY", stream.priority.upper()))
-            connection.greetings = 1
-        connection.socket.setblocking(False)
+        connection.is_connected = False
+        error = connection.socket.connect_ex(self._address)
+        if error != errno.EINPROGRESS:
+            raise OSError(error, f"no connection to {self._address}: {os.strerror(error)}")
         self._by_fd[connection.socket.fileno()] = connection
-        self._epoll.register(connection.socket, select.EPOLLIN)
+        self._epoll.register(connection.socket, select.EPOLLOUT)
+
+    def _greet(self, connection: _Connection) -> None:
+        error = connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, f"no connection to {self._address}: {os.strerror(error)}")
+        connection.is_connected = True
+        stream = self._streams[connection.stream]
+        if stream.priority and not self.priorities_refused:
+            connection.socket.send(command("STEADY.PRIORITY", stream.priority.upper()))
+            connection.greetings = 1
+        self._epoll.modify(connection.socket, select.EPOLLIN)
         self._idle[connection.stream].append(connection)
 
     def _close(self, connection: _Connection) -> None:
@@ -227,7 +254,7 @@ class OpenLoop:
         if frame is None:
             frame = command(*stream.before_key, request.key, *stream.after_key)
         connection.request = request
-        self._sent[request.stream].append((connection, request))
+        self._sent[request.stream].append(request)
         connection.socket.send(frame)  # it fits: nothing else is on its way
 
     def _receive(self, connection: _Connection) -> None:
@@ -240,7 +267,7 @@ class OpenLoop:
             self.errors[str(error)] += 1
         if not data:
             self.errors["closed by the proxy"] += 1
-            self._reconnect(connection, Outcome.FAILED)
+            self._reconnect(connection)
             return
         connection.buffer += data
         while connection.buffer and (end := end_of_reply(connection.buffer)) > 0:
@@ -275,25 +302,29 @@ class OpenLoop:
         self._end(request, outcome, retry_ms)
 
     def _end(self, request: _Request, outcome: Outcome, retry_ms: int = -1) -> None:
-        self._open_requests -= 1
+        if request.is_over:
+            if outcome is not Outcome.WRONG:
+                return  # too late for its client
+        else:
+            request.is_over = True
+            self._open_requests -= 1
         self.samples.append(
             Sample(request.phase, request.stream, request.due, self._now(), outcome, retry_ms)
         )
 
     def _give_up(self, due_before: float) -> None:
         for queue, sent in zip(self._queued, self._sent, strict=True):
-            while queue and queue[0].due < due_before:
-                self._end(queue.popleft(), Outcome.TIMED_OUT)
-            while sent and (sent[0][0].request is not sent[0][1] or sent[0][1].due < due_before):
-                connection, request = sent.popleft()
-                if connection.request is request:
-                    self._reconnect(connection, Outcome.TIMED_OUT)
+            for requests in (queue, sent):
+                while requests and (requests[0].is_over or requests[0].due < due_before):
+                    request = requests.popleft()
+                    if not request.is_over:
+                        self._end(request, Outcome.TIMED_OUT)
 
-    def _reconnect(self, connection: _Connection, outcome: Outcome) -> None:
+    def _reconnect(self, connection: _Connection) -> None:
         """A write on its way stays without an outcome, and its key is written no more."""
         self._close(connection)
         if connection.request is not None:
-            self._end(connection.request, outcome)
+            self._end(connection.request, Outcome.FAILED)
             connection.request = None
         else:
             self._idle[connection.stream].remove(connection)

@@ -1,12 +1,12 @@
 """One slow node of a real cluster. A node's capacity is its time for each request, so each request costs it time.
 
 Requests are a script that counts to a number and then does a GET: CPU time, the same for each, without variance of
-its own. ``throttle`` then lets the server have only a part of a CPU: SIGSTOP and SIGCONT in turn, every two
-milliseconds, as a cgroup's quota does with longer periods. It is the default, because it leaves the cores to the proxy,
-the load and the other nodes, which must not be slowed by anything but the proxy. ``sleep`` has the server stall in
-bursts of DEBUG SLEEP. ``busy`` does neither: the node takes as much of a core as it gets.
+its own. ``throttle`` then lets the server have only a part of a CPU, by SIGSTOP and SIGCONT, as a cgroup's quota does
+with longer periods. What counts is the CPU time that it used, so a busy machine changes little. It is the default,
+because it leaves the cores to the proxy, the load and the other nodes, which nothing but the proxy may slow. ``sleep``
+has the server stall in bursts of DEBUG SLEEP. ``busy`` does neither: the node takes as much of a core as it gets.
 
-    python -m tests.bench.slow_node PID RUN_MS STOP_MS      throttles until it is ended or its parent is gone
+    python -m tests.bench.slow_node PID SHARE BURST_SECONDS      throttles until it is ended or its parent is gone
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from routing.slot import slot_of
 
 KINDS = ("throttle", "sleep", "busy")
 SCRIPT = b"local n = 0 for i = 1, tonumber(ARGV[1]) do n = n + i % 7 end return redis.call('GET', KEYS[1])"
-RUN_MS, STOP_MS = 1.0, 1.0
+SHARE = 0.5  # of a core
+BURST_SECONDS = 0.0005
+LOOK_SECONDS = 0.0002
 SERVICE_MS = {"throttle": 1.0, "sleep": 0.8, "busy": 1.0}  # of CPU, for each request
 STALL_SECONDS, STALL_EVERY_SECONDS = 0.05, 1.0
 CALIBRATION_LOOPS = 20_000
@@ -74,8 +76,8 @@ async def slowed(cluster: Cluster, node: Node, kind: str) -> AsyncIterator[None]
             "-m",
             "tests.bench.slow_node",
             str(node.process.pid),
-            str(RUN_MS),
-            str(STOP_MS),
+            str(SHARE),
+            str(BURST_SECONDS),
         ]
         throttle = subprocess.Popen(words, cwd=REPOSITORY)
         try:
@@ -99,8 +101,11 @@ async def _stall(cluster: Cluster, node: Node) -> None:
             await connection.call("DEBUG", "SLEEP", str(STALL_SECONDS))
 
 
-def throttle(pid: int, run_seconds: float, stop_seconds: float) -> None:
-    """Until SIGTERM, or until the process or the parent is gone. The process then runs."""
+def throttle(pid: int, share: float, burst_seconds: float) -> None:
+    """Until SIGTERM, or until the process or the parent is gone. The process then runs.
+
+    A token bucket of CPU time: filled at ``share``, at most ``burst_seconds`` full, emptied by what the process used.
+    """
     parent = os.getppid()
     is_over = False
 
@@ -109,22 +114,24 @@ def throttle(pid: int, run_seconds: float, stop_seconds: float) -> None:
         is_over = True
 
     signal.signal(signal.SIGTERM, end)
+    clock = (~pid << 3) | 2  # Linux's id of another process's CPU clock, as clock_getcpuclockid(3) makes it
     try:
-        due = time.monotonic()
+        now, used, budget = time.monotonic(), time.clock_gettime(clock), burst_seconds
         while not is_over and os.getppid() == parent:
-            os.kill(pid, signal.SIGCONT)
-            due += run_seconds
-            time.sleep(max(0.0, due - time.monotonic()))
-            os.kill(pid, signal.SIGSTOP)
-            due += stop_seconds
-            time.sleep(max(0.0, due - time.monotonic()))
-            due = max(due, time.monotonic() - run_seconds)  # what the machine kept from us is not made up for
-    except ProcessLookupError:
-        return
+            is_stopped = budget <= 0
+            os.kill(pid, signal.SIGSTOP if is_stopped else signal.SIGCONT)
+            time.sleep(
+                (burst_seconds - budget) / share if is_stopped else max(budget / (1 - share), LOOK_SECONDS)
+            )
+            before, used_before = now, used
+            now, used = time.monotonic(), time.clock_gettime(clock)
+            budget = min(burst_seconds, budget + (now - before) * share - (used - used_before))
+    except OSError:
+        return  # it is gone
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
 
 if __name__ == "__main__":
-    throttle(int(sys.argv[1]), float(sys.argv[2]) / 1000, float(sys.argv[3]) / 1000)
+    throttle(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))
