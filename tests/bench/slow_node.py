@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
-from statistics import median
 from types import FrameType
 
 import trio
@@ -34,9 +33,9 @@ SCRIPT = b"local n = 0 for i = 1, tonumber(ARGV[1]) do n = n + i % 7 end return 
 SHARE = 0.5  # of a core
 BURST_SECONDS = 0.0005
 LOOK_SECONDS = 0.0002
-SERVICE_MS = {"throttle": 1.0, "sleep": 0.8, "busy": 1.0}  # of CPU, for each request
+SERVICE_MS = {"throttle": 0.6, "sleep": 0.8, "busy": 1.0}  # of CPU, for each request
 STALL_SECONDS, STALL_EVERY_SECONDS = 0.05, 1.0
-CALIBRATION_LOOPS = 20_000
+CALIBRATION_CALLS, CALIBRATION_LOOPS = 100, 20_000
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -53,17 +52,18 @@ def read_name(engine: Engine) -> bytes:
 
 
 async def calibrate(cluster: Cluster, node: Node, milliseconds: float) -> int:
-    """How far the script must count to take that long. The node must not be slowed yet."""
+    """How far the script must count to take so much of the node's CPU time."""
     name = read_name(cluster.engine)
     slots = (await cluster.map_at(node)).owned_by(node.id)
     key = next(key for number in count() if slot_of(key := b"calibration:%d" % number) in slots)
+    assert node.process is not None
+    clock = cpu_clock(node.process.pid)
     async with cluster.connection(node) as connection:
-        took: list[float] = []
-        for _ in range(50):
-            began = time.perf_counter()
+        began = time.clock_gettime(clock)
+        for _ in range(CALIBRATION_CALLS):
             await connection.call(name, SCRIPT, 1, key, CALIBRATION_LOOPS)
-            took.append(time.perf_counter() - began)
-    return max(1, round(CALIBRATION_LOOPS * milliseconds / 1000 / median(took)))
+        took = (time.clock_gettime(clock) - began) / CALIBRATION_CALLS
+    return max(1, round(CALIBRATION_LOOPS * milliseconds / 1000 / took))
 
 
 @asynccontextmanager
@@ -71,20 +71,12 @@ async def slowed(cluster: Cluster, node: Node, kind: str) -> AsyncIterator[None]
     """The node is slow until the end of the block."""
     assert node.process is not None
     if kind == "throttle":
-        words = [
-            sys.executable,
-            "-m",
-            "tests.bench.slow_node",
-            str(node.process.pid),
-            str(SHARE),
-            str(BURST_SECONDS),
-        ]
-        throttle = subprocess.Popen(words, cwd=REPOSITORY)
-        try:
+        words = [sys.executable, "-m", "tests.bench.slow_node", str(node.process.pid)]
+        async with trio.open_nursery() as nursery:
+            run = partial(trio.run_process, [*words, str(SHARE), str(BURST_SECONDS)], cwd=REPOSITORY)
+            nursery.start_soon(run)
             yield
-        finally:
-            throttle.terminate()
-            throttle.wait()
+            nursery.cancel_scope.cancel()  # SIGTERM, and awaited
     elif kind == "sleep":
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stall, cluster, node)
@@ -114,7 +106,7 @@ def throttle(pid: int, share: float, burst_seconds: float) -> None:
         is_over = True
 
     signal.signal(signal.SIGTERM, end)
-    clock = (~pid << 3) | 2  # Linux's id of another process's CPU clock, as clock_getcpuclockid(3) makes it
+    clock = cpu_clock(pid)
     try:
         now, used, budget = time.monotonic(), time.clock_gettime(clock), burst_seconds
         while not is_over and os.getppid() == parent:
@@ -131,6 +123,11 @@ def throttle(pid: int, share: float, burst_seconds: float) -> None:
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def cpu_clock(pid: int) -> int:
+    """Linux's id of another process's CPU clock, as clock_getcpuclockid(3) makes it."""
+    return (~pid << 3) | 2
 
 
 if __name__ == "__main__":
