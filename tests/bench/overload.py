@@ -68,6 +68,7 @@ P99_SECONDS = 0.5  # each bucket's p99 is over so long, ending with it
 LOOK_SECONDS = 0.1  # between two looks at the limit
 MOVE_BATCH_KEYS = 10
 HALF_MOVED_SECONDS = 0.5
+WATCHED = ("limit", "in_flight", "waiting", "is_probing", "no_load_ms", "round_trip_ms")
 TABLE_WIDTH = 130
 LIMITER_OFF = "overload.adaptive=false"
 
@@ -268,7 +269,7 @@ class Watch:
 
     def __init__(self, admin: Address, node: Address) -> None:
         self.is_over = threading.Event()
-        self.seen: list[tuple[float, float, int, int]] = []  # (at, limit, in flight, waiting)
+        self.seen: list[tuple[Any, ...]] = []  # (at, and the values of WATCHED)
         self._admin = admin
         self._node = str(node)
 
@@ -282,9 +283,8 @@ class Watch:
                 connection.close()
                 continue
             for shard in facts.get("shards", ()):
-                load = shard["primary"].get("load")
-                if shard["primary"]["address"] == self._node and load is not None:
-                    self.seen.append((time.monotonic(), load["limit"], load["in_flight"], load["waiting"]))
+                if shard["primary"]["address"] == self._node and (load := shard["primary"].get("load")):
+                    self.seen.append((time.monotonic(), *(load.get(name) for name in WATCHED)))
         connection.close()
 
 
@@ -473,9 +473,13 @@ def marks(facts: Facts, is_reshard: bool) -> list[Facts]:
     ratio = settled["critical"]["p95_ms"] / phases[FIRST]["critical"]["p95_ms"]
     mark("from 2 s after the step: critical p95 / at 1x <= 1.5", ratio, ratio <= 1.5)
     middle = (step["begin"] + step["end"]) / 2
-    limits = [limit for at, limit, *_ in facts["watched"] if middle <= at < step["end"]]
+    limits = [
+        limit
+        for at, limit, _, _, is_probing, *_ in facts["watched"]
+        if limit is not None and middle <= at < step["end"] and not is_probing
+    ]
     swing = max(abs(limit - fmean(limits)) for limit in limits) / fmean(limits) if limits else None
-    mark("limit's swing at 4x <= 0.25", swing, swing is not None and swing <= 0.25)
+    mark("limit's swing at 4x, probes aside, <= 0.25", swing, swing is not None and swing <= 0.25)
     return told
 
 
