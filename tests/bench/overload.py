@@ -52,16 +52,17 @@ Facts = dict[str, Any]
 PRIORITIES = ("critical", "normal", "background")
 SHARES = (0.1, 0.6, 0.3)  # of the load on the slow node
 CONNECTIONS = (100, 200, 100)
+NORMAL = 1  # its place among the streams
 OTHERS = len(PRIORITIES)  # the stream to the other nodes
 OTHERS_CONNECTIONS = 20
 IDLE, FIRST, STEP, AFTER = "idle", "1x", "4x", "1x again"
 WARM = "warm-up"
-WARM_SECONDS = 2.0
+WARM_SECONDS = 1.0
 STEP_FACTOR = 4.0
 NORMAL_AGAIN_SECONDS = 2.0
 KEYS_EACH = 200  # in the hot slot, in others of the slow node, and of the other nodes
 WRITE_SHARE = 0.05
-CAPACITY_SECONDS = 2.0
+CAPACITY_SECONDS = 1.5
 CAPACITY_CONNECTIONS = 16
 BUCKET_SECONDS = 0.1
 P99_SECONDS = 0.5  # each bucket's p99 is over so long, ending with it
@@ -100,7 +101,7 @@ class Bench:
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    options = parser().parse_args()
     (engine,) = engines(options.engine) or [None]
     if engine is None:
         return 1
@@ -339,17 +340,11 @@ def figures(phases: Sequence[Phase], load: OpenLoop) -> Facts:
             },
         }
         begin = end
+    seconds = phases[-1].seconds
+    settled = begin - max(seconds - NORMAL_AGAIN_SECONDS, seconds / 2)  # half, for a test's short phase
+    late = [sample for sample in load.samples if sample.due >= settled]
     told["phases"][AFTER]["settled"] = {
-        name: _figures_of(
-            [
-                s
-                for s in load.samples
-                if s.stream == number and s.due >= begin - phases[-1].seconds + NORMAL_AGAIN_SECONDS
-            ],
-            len(phases) - 1,
-            begin - phases[-1].seconds + NORMAL_AGAIN_SECONDS,
-            begin,
-        )
+        name: _figures_of([s for s in late if s.stream == number], len(phases) - 1, settled, begin)
         for number, name in enumerate(names)
     }
     told["wrong"] = sum(s.outcome is Outcome.WRONG for s in load.samples)
@@ -545,27 +540,27 @@ def _shown(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="python -m tests.bench.overload",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--engine", default="redis-7.0", help="redis-6.2 ... valkey-9.1, or a server program")
-    parser.add_argument("--slow", choices=slow_node.KINDS, default="throttle")
-    parser.add_argument("--service-ms", type=float, default=0.0, help="of CPU, for each request")
-    parser.add_argument("--seconds-per-phase", type=positive, default=8)
-    parser.add_argument("--load", type=float, default=1.0, help="what 1x is, as a part of the capacity")
-    parser.add_argument("--others-rate", type=float, default=300.0, help="requests/s to the other nodes")
-    parser.add_argument("--deadline", type=float, default=1.0, help="seconds until a client gives up")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the proxy")
-    which = parser.add_mutually_exclusive_group()
+    made.add_argument("--engine", default="redis-7.0", help="redis-6.2 ... valkey-9.1, or a server program")
+    made.add_argument("--slow", choices=slow_node.KINDS, default="throttle")
+    made.add_argument("--service-ms", type=float, default=0.0, help="of CPU, for each request")
+    made.add_argument("--seconds-per-phase", type=positive, default=8)
+    made.add_argument("--load", type=float, default=1.0, help="what 1x is, as a part of the capacity")
+    made.add_argument("--others-rate", type=float, default=300.0, help="requests/s to the other nodes")
+    made.add_argument("--deadline", type=float, default=1.0, help="seconds until a client gives up")
+    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the proxy")
+    which = made.add_mutually_exclusive_group()
     which.add_argument("--with", action="store_true", dest="limited", help="measure only with the limiter")
     which.add_argument("--without", action="store_true", dest="unlimited", help="measure only without it")
-    parser.add_argument("--reshard", action="store_true", help="move a hot slot to and fro at 4x")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the run there; needs matplotlib")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts there")
-    return parser
+    made.add_argument("--reshard", action="store_true", help="move a hot slot to and fro at 4x")
+    made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the run there; needs matplotlib")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write all facts there")
+    return made
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ COLOURS = {"critical": "#c0392b", "normal": "#2471a3", "background": "#7f8c8d", 
 TITLES = {"with": "with the limiter", "without": "without"}
 GREY = "#b8b8b8"
 SHOWN_FROM = "idle"  # the phase
-COLOURS_MAX = 64
+COLOURS_MAX = 128
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 11.0, 10.0, 80
 
 
