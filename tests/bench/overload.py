@@ -444,7 +444,7 @@ def marks(facts: Facts, is_reshard: bool) -> list[Facts]:
     step = phases[STEP]
     critical, idle = step["critical"], phases[IDLE]["critical"]
     answered = critical["answered_share"]
-    mark("critical answered at 4x >= 0.99", answered, answered >= 0.99, 4)
+    mark("critical answered at 4x >= 0.99", answered, None if is_reshard else answered >= 0.99, 4)
     if is_reshard:
         in_time = sum(end <= step["end"] for _, end in facts["moves"])
         mark("moves finished at 4x >= 1", in_time, in_time >= 1 and not facts["move_failed"])
