@@ -124,10 +124,11 @@ class _Request:
 
 
 class _Connection:
-    __slots__ = ("buffer", "greetings", "is_connected", "request", "socket", "stream")
+    __slots__ = ("buffer", "greetings", "is_connected", "link", "request", "stream")
 
     def __init__(self, stream: int) -> None:
         self.stream = stream
+        self.link: socket.socket
         self.request: _Request | None = None
         self.is_connected = False
         self.buffer = b""
@@ -213,34 +214,34 @@ class OpenLoop:
 
     def _connect(self, connection: _Connection) -> None:
         """Without waiting: a proxy that accepts nobody for now keeps this connection waiting, and no other."""
-        connection.socket = socket.socket()
-        connection.socket.setblocking(False)
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.link = socket.socket()
+        connection.link.setblocking(False)
+        connection.link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.buffer = b""
         connection.greetings = 0
         connection.is_connected = False
-        error = connection.socket.connect_ex(self._address)
+        error = connection.link.connect_ex(self._address)
         if error != errno.EINPROGRESS:
             raise OSError(error, f"no connection to {self._address}: {os.strerror(error)}")
-        self._by_fd[connection.socket.fileno()] = connection
-        self._epoll.register(connection.socket, select.EPOLLOUT)
+        self._by_fd[connection.link.fileno()] = connection
+        self._epoll.register(connection.link, select.EPOLLOUT)
 
     def _greet(self, connection: _Connection) -> None:
-        error = connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = connection.link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             raise OSError(error, f"no connection to {self._address}: {os.strerror(error)}")
         connection.is_connected = True
         stream = self._streams[connection.stream]
         if stream.priority and not self.priorities_refused:
-            connection.socket.send(command("STEADY.PRIORITY", stream.priority.upper()))
+            connection.link.send(command("STEADY.PRIORITY", stream.priority.upper()))
             connection.greetings = 1
-        self._epoll.modify(connection.socket, select.EPOLLIN)
+        self._epoll.modify(connection.link, select.EPOLLIN)
         self._idle[connection.stream].append(connection)
 
     def _close(self, connection: _Connection) -> None:
-        del self._by_fd[connection.socket.fileno()]
-        self._epoll.unregister(connection.socket)
-        connection.socket.close()
+        del self._by_fd[connection.link.fileno()]
+        self._epoll.unregister(connection.link)
+        connection.link.close()
 
     def _send(self, connection: _Connection, request: _Request) -> None:
         stream, values = self._streams[request.stream], self._values
@@ -255,11 +256,11 @@ class OpenLoop:
             frame = command(*stream.before_key, request.key, *stream.after_key)
         connection.request = request
         self._sent[request.stream].append(request)
-        connection.socket.send(frame)  # it fits: nothing else is on its way
+        connection.link.send(frame)  # it fits: nothing else is on its way
 
     def _receive(self, connection: _Connection) -> None:
         try:
-            data = connection.socket.recv(RECEIVE_BYTES)
+            data = connection.link.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return
         except OSError as error:

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.embedded.cluster import Cluster, Node, running_cluster
+from proxy.embedded.engine import Engine
 from proxy.embedded.moves import move_slot_stepwise
 from proxy.protocol.encode import command
 from routing.slot import slot_of
@@ -102,10 +103,10 @@ class Bench:
 
 def main() -> int:
     options = parser().parse_args()
-    (engine,) = engines(options.engine) or [None]
-    if engine is None:
-        return 1
-    facts = trio.run(run, engine, options)
+    found = engines(options.engine)
+    if not found:
+        return 1  # it was said what is missing
+    facts = trio.run(run, found[0], options)
     show(facts, Console(width=TABLE_WIDTH))
     if options.json:
         options.json.write_text(json.dumps(facts, separators=(",", ":")) + "\n")
@@ -117,7 +118,7 @@ def main() -> int:
     return int(limited is not None and any(mark["is_met"] is False for mark in limited["marks"]))
 
 
-async def run(engine: Any, options: argparse.Namespace) -> Facts:
+async def run(engine: Engine, options: argparse.Namespace) -> Facts:
     """All that was asked for, as facts for JSON."""
     wanted = ["with"] if options.limited else ["without"] if options.unlimited else ["with", "without"]
     extra = slow_node.server_options(options.slow, engine)
