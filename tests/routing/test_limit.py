@@ -159,12 +159,22 @@ def test_whatever_is_observed_the_limit_keeps_its_bounds(
 def test_the_last_timed_request_among_the_replies_gives_the_round_trip() -> None:
     timed = Timed()
     timed.sent(10, 10, 1.0)
-    timed.sent(15, 12, 2.0)
+    timed.sent(16, 12, 2.0)
     timed.sent(20, 14, 3.0)
-    assert timed.answered(9, 4.0) is None
+    assert timed.answered(4, 4.0) is None
     assert timed.answered(17, 5.0) == (3.0, 12)
     assert timed.answered(20, 6.0) == (3.0, 14)
     assert timed.answered(20, 7.0) is None
+
+
+def test_of_a_turns_requests_the_middle_one_is_timed() -> None:
+    timed = Timed()
+    timed.sent(9, 9, 1.0)
+    assert timed.answered(4, 2.0) is None
+    assert timed.answered(5, 2.0) == (1.0, 9)
+    timed.sent(10, 5, 3.0)
+    assert timed.answered(9, 4.0) is None
+    assert timed.answered(10, 4.0) == (1.0, 5)
 
 
 def test_a_connection_that_never_answers_costs_a_bounded_number_of_marks() -> None:
