@@ -37,9 +37,11 @@ from collections import deque
 from dataclasses import dataclass
 from math import inf, sqrt
 
-GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing: a stall sheds nobody
+GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing
+SLOW_WINDOWS = 3  # so many in a row, with a gradient of less, are no chance: from then on nothing is smoothed
 START_ENDS = 0.9  # a gradient below this ends the start
 START_GROWTH = 1.5  # by window
+STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
 TIMED_MAX = 32  # more at once would say nothing more
 PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
 
@@ -51,6 +53,7 @@ class LimitRules:
     floor: int = 4  # a node that does one thing at a time is busy with this many, if the way to it is short
     ceiling: int = 1024
     first: int = 20  # before anything is known
+    stall_seconds: float = 0.005  # a node stalls that has answered nothing for this, and four round trips
     slack_seconds: float = 0.001  # 0.001 means that no round trip under 1 ms is a reason to refuse anyone
     window_seconds: float = 0.02
     window_samples: int = 10  # a window takes longer if these do, or one round trip does
@@ -64,12 +67,16 @@ class Limit:
     __slots__ = (
         "_is_slow_since",
         "_is_starting",
+        "_observed_at",
         "_probe_until",
         "_quiet_seconds",
         "_renewed_at",
         "_rtt_sum",
         "_rules",
         "_samples",
+        "_slow_windows",
+        "_stalled_from",
+        "_stalled_until",
         "_top",
         "_window_from",
         "estimate",
@@ -96,6 +103,9 @@ class Limit:
         )  # what is seen at first may be a full queue
         self._is_slow_since = inf  # since when all round trips are more than the gradient can express
         self._is_starting = True
+        self._slow_windows = 0  # in a row
+        self._observed_at = now
+        self._stalled_from = self._stalled_until = now  # the last stall
         self._probe_until = now
         # The window:
         self._window_from = now
@@ -109,15 +119,27 @@ class Limit:
         ``in_flight`` is all that the node owed, also what is never refused: it may be more than the limit.
 
         ``own_seconds`` of it the proxy was busy before it could look for the reply. They count only as far as the
-        round trip would be shorter than at no load without them: a busy proxy must not make a node look slow.
+        round trip would be shorter than at no load without them: a busy proxy must not make a node look slow. So it is
+        with the last stall, during which the node answered nothing: no limit makes that shorter.
         """
-        if own_seconds and rtt_seconds > self.no_load_seconds:
-            rtt_seconds = max(rtt_seconds - own_seconds, self.no_load_seconds)
+        sent_at = now - rtt_seconds
+        rules = self._rules
+        no_load_seconds = self.no_load_seconds
+        if rtt_seconds > no_load_seconds:
+            answers_by = max(self._observed_at, sent_at) + max(
+                rules.stall_seconds, no_load_seconds * STALL_ROUND_TRIPS
+            )
+            if now > answers_by:
+                self._stalled_from, self._stalled_until = answers_by, now
+            if sent_at < self._stalled_until:
+                own_seconds = max(own_seconds, self._stalled_until - max(self._stalled_from, sent_at))
+            rtt_seconds = max(rtt_seconds - own_seconds, no_load_seconds)
+        self._observed_at = now
         self._samples += 1
         self._rtt_sum += rtt_seconds
         if in_flight > self._top:
             self._top = in_flight
-        rules, elapsed = self._rules, now - self._window_from
+        elapsed = now - self._window_from
         if self._samples < rules.window_samples or elapsed < rules.window_seconds or elapsed < rtt_seconds:
             return False
         self._end_window(self._rtt_sum / self._samples, now)
@@ -155,15 +177,20 @@ class Limit:
         good_seconds = max(self.no_load_seconds, rules.slack_seconds)
         gradient = good_seconds / rtt_seconds if rtt_seconds > good_seconds else 1.0
         if gradient >= GRADIENT_MIN:
+            self._slow_windows = 0
             self._is_slow_since = inf
         else:
             gradient = GRADIENT_MIN
+            self._slow_windows += 1
             self._is_slow_since = min(self._is_slow_since, now)
         self._is_starting = self._is_starting and gradient >= START_ENDS
         if self._is_starting:
             moved = estimate * START_GROWTH
         else:
-            moved = estimate + rules.smoothing * (estimate * (gradient - 1) + sqrt(estimate))
+            smoothing = 1.0 if self._slow_windows >= SLOW_WINDOWS else rules.smoothing
+            moved = estimate + smoothing * (estimate * (gradient - 1) + sqrt(estimate))
+            if int(moved) < int(estimate):
+                self._is_slow_since = inf
         if moved > estimate and (self._top * 2 < estimate or self.tightening < 1):
             return  # nobody needs more, or nobody may have it
         self.estimate = min(max(moved, rules.floor), rules.ceiling)

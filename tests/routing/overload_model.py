@@ -316,7 +316,7 @@ class Busy:
     nodes: int = 3
     service_seconds: float = 5e-6
     way_seconds: float = 60e-6  # there and back
-    noise: float = 1.0  # a way takes up to so many times as long
+    noise: float = 1.0  # a way takes up to so many times as long, for 50 ms each
     proxy_seconds: float = 10e-6  # of CPU per request
     stall_seconds: float = 0.0  # of the first node, every half second
     pause_seconds: float = 0.0  # of the proxy, every 50 ms
@@ -341,6 +341,8 @@ class BusyNode:
         self.admission: Admission[int] = Admission(AdmissionRules(), self.limit.permits)
         self.owed: deque[tuple[float, int]] = deque()  # (reply is here, client)
         self.next_stall = 0.5 if stalls else inf
+        self.next_noise = 0.0
+        self.way_back = world.way_seconds / 2
         self.free_at = self.last_reply_at = 0.0
         self.sent_total = self.answered_total = 0
 
@@ -352,10 +354,10 @@ class BusyNode:
             start = max(start, self.next_stall + self.world.stall_seconds)
             self.next_stall += 0.5
         self.free_at = start + self.world.service_seconds
-        back = self.world.way_seconds / 2 + self.random.uniform(
-            0, self.world.way_seconds * (self.world.noise - 1)
-        )
-        self.last_reply_at = max(self.last_reply_at, self.free_at + back)
+        while self.next_noise <= now:
+            self.next_noise += 0.05
+            self.way_back = self.world.way_seconds * (self.random.uniform(1, self.world.noise) - 0.5)
+        self.last_reply_at = max(self.last_reply_at, self.free_at + self.way_back)
         self.owed.append((self.last_reply_at, client))
 
 
@@ -366,8 +368,8 @@ def run_busy(world: Busy, *, is_limited: bool = True, rules: LimitRules | None =
     """
     random, told = Random("busy"), BusyRun()
     nodes = [
-        BusyNode(world, random, rules or LimitRules(), bool(world.stall_seconds) and place == 0)
-        for place in range(world.nodes)
+        BusyNode(world, random, rules or LimitRules(), bool(world.stall_seconds) and number == 0)
+        for number in range(world.nodes)
     ]
     if not is_limited:
         for node in nodes:
@@ -426,8 +428,8 @@ def run_busy(world: Busy, *, is_limited: bool = True, rules: LimitRules | None =
                 if node.admission.admits(world.priority):
                     sends.append((node, client))
                 else:
-                    waiter, shed = node.admission.wait(client, world.priority, now, now + TIMEOUT_SECONDS)
-                    is_waiting[client] = waiter is not None
+                    place, shed = node.admission.wait(client, world.priority, now, now + TIMEOUT_SECONDS)
+                    is_waiting[client] = place is not None
                     told.shed += shed
         looked_at = now
         now += handled * world.proxy_seconds / 2
