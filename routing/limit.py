@@ -38,7 +38,9 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing
-SLOW_WINDOWS = 3  # so many in a row, with a gradient of less, are no chance: from then on nothing is smoothed
+SLOW_WINDOWS = (
+    3  # so many in a row, with a gradient of less, are no chance: a large limit then falls unsmoothed
+)
 START_ENDS = 0.9  # a gradient below this ends the start
 START_GROWTH = 1.5  # by window
 STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
@@ -187,7 +189,8 @@ class Limit:
         if self._is_starting:
             moved = estimate * START_GROWTH
         else:
-            smoothing = 1.0 if self._slow_windows >= SLOW_WINDOWS else rules.smoothing
+            is_far_off = self._slow_windows >= SLOW_WINDOWS and estimate > rules.first
+            smoothing = 1.0 if is_far_off else rules.smoothing
             moved = estimate + smoothing * (estimate * (gradient - 1) + sqrt(estimate))
             if int(moved) < int(estimate):
                 self._is_slow_since = inf

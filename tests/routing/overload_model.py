@@ -428,8 +428,8 @@ def run_busy(world: Busy, *, is_limited: bool = True, rules: LimitRules | None =
                 if node.admission.admits(world.priority):
                     sends.append((node, client))
                 else:
-                    place, shed = node.admission.wait(client, world.priority, now, now + TIMEOUT_SECONDS)
-                    is_waiting[client] = place is not None
+                    waiting, shed = node.admission.wait(client, world.priority, now, now + TIMEOUT_SECONDS)
+                    is_waiting[client] = waiting is not None
                     told.shed += shed
         looked_at = now
         now += handled * world.proxy_seconds / 2
