@@ -122,6 +122,15 @@ def test_while_a_node_stalls_nobody_has_waited_too_long() -> None:
     assert [each.request for each in admission.serve(0.315)[1]] == ["late", "n"]
 
 
+def test_after_a_stall_too_who_gives_up_first_is_served_first() -> None:
+    admission = filled(10)
+    admission.answered(0, 0.0)
+    admission.wait("patient", NORMAL, 0.0, FAR)
+    admission.wait("at its end soon", NORMAL, 0.001, 0.29)
+    admission.answered(4, 0.28)
+    assert names(admission.serve(0.28)[0]) == ["at its end soon"]
+
+
 def test_an_answer_every_millisecond_is_no_stall() -> None:
     admission = filled(10)
     admission.answered(0, 0.0)
