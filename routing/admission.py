@@ -30,11 +30,10 @@ from enum import Enum
 from math import inf
 from typing import Generic, TypeVar
 
+from routing.limit import STALL_ROUND_TRIPS
 from routing.priority import Priority
 
 R = TypeVar("R")  # a request, as the caller knows it
-
-STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
 
 RETRY_FIRST_SECONDS = 0.1  # the middle of what a critical request is told while few are shed
 RETRY_MAX_SECONDS = 5.0

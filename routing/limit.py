@@ -70,6 +70,9 @@ class Limit:
         "_rtt_sum",
         "_rules",
         "_samples",
+        "_slow_windows",
+        "_stalled_from",
+        "_stalled_until",
         "_top",
         "_window_from",
         "estimate",
@@ -112,15 +115,27 @@ class Limit:
         ``in_flight`` is all that the node owed, also what is never refused: it may be more than the limit.
 
         ``own_seconds`` of it the proxy was busy before it could look for the reply. They count only as far as the
-        round trip would be shorter than at no load without them: a busy proxy must not make a node look slow.
+        round trip would be shorter than at no load without them: a busy proxy must not make a node look slow. So it is
+        with the last stall, during which the node answered nothing: no limit makes that shorter.
         """
-        if own_seconds and rtt_seconds > self.no_load_seconds:
-            rtt_seconds = max(rtt_seconds - own_seconds, self.no_load_seconds)
+        sent_at = now - rtt_seconds
+        rules = self._rules
+        no_load_seconds = self.no_load_seconds
+        if rtt_seconds > no_load_seconds:
+            answers_by = max(self._observed_at, sent_at) + max(
+                rules.stall_seconds, no_load_seconds * STALL_ROUND_TRIPS
+            )
+            if now > answers_by:
+                self._stalled_from, self._stalled_until = answers_by, now
+            if sent_at < self._stalled_until:
+                own_seconds = max(own_seconds, self._stalled_until - max(self._stalled_from, sent_at))
+            rtt_seconds = max(rtt_seconds - own_seconds, no_load_seconds)
+        self._observed_at = now
         self._samples += 1
         self._rtt_sum += rtt_seconds
         if in_flight > self._top:
             self._top = in_flight
-        rules, elapsed = self._rules, now - self._window_from
+        elapsed = now - self._window_from
         if self._samples < rules.window_samples or elapsed < rules.window_seconds or elapsed < rtt_seconds:
             return False
         self._end_window(self._rtt_sum / self._samples, now)
@@ -160,6 +175,7 @@ class Limit:
         good_seconds = max(self.no_load_seconds, rules.slack_seconds)
         gradient = good_seconds / rtt_seconds if rtt_seconds > good_seconds else 1.0
         if gradient >= GRADIENT_MIN:
+            self._slow_windows = 0
             self._is_slow_since = inf
         else:
             self._is_slow_since = min(self._is_slow_since, now)
@@ -200,20 +216,23 @@ class Limit:
 
 
 class Timed:
-    """Times requests on one connection: the last one sent in each turn, and at most ``TIMED_MAX`` at a time.
+    """Times requests on one connection: the middle one of those sent in each turn, and at most ``TIMED_MAX`` at a time.
 
+    The middle one's round trip is the mean of the turn's; the last one's would be that of a queue twice as long.
     Replies come in order, so counting them is enough: nothing is kept with a request, and nothing is done for each.
     """
 
-    __slots__ = ("_marks",)
+    __slots__ = ("_marks", "_sent_total")
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, int, float]] = deque()  # (request's number from 1, in flight, sent at)
+        self._sent_total = 0
 
     def sent(self, sent_total: int, in_flight: int, now: float) -> None:
         """A turn's requests were sent, and these are all so far on this connection."""
         if len(self._marks) < TIMED_MAX:
-            self._marks.append((sent_total, in_flight, now))
+            self._marks.append(((self._sent_total + sent_total + 1) // 2, in_flight, now))
+        self._sent_total = sent_total
 
     def answered(self, answered_total: int, now: float) -> tuple[float, int] | None:
         """A turn's replies were read: the round trip and what was in flight of the last timed request among them."""

@@ -18,7 +18,7 @@ from math import exp, inf, log, pi, sin
 from random import Random
 from statistics import fmean, median
 
-from routing.admission import Admission, AdmissionRules
+from routing.admission import Admission, AdmissionRules, Shed
 from routing.limit import Limit, LimitRules, Timed
 from routing.priority import Priority
 
@@ -302,6 +302,154 @@ def measure(seed: int, *, is_limited: bool = True) -> Marks:
 
 def idle_p99(idle: Run) -> float:
     return fmean(idle.latency(phase) for phase in range(3))
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A proxy slower than its nodes, which clients pipeline to. Nobody is to be shed for that."""
+
+    load: float = (
+        0.0  # as a part of what the proxy can do, whenever clients please; 0: each awaits its replies
+    )
+    clients: int = 50
+    pipeline: int = 16
+    nodes: int = 3
+    service_seconds: float = 5e-6
+    way_seconds: float = 60e-6  # there and back
+    noise: float = 1.0  # a way takes up to so many times as long, for 50 ms each
+    proxy_seconds: float = 10e-6  # of CPU per request
+    stall_seconds: float = 0.0  # of the first node, every half second
+    pause_seconds: float = 0.0  # of the proxy, every 50 ms
+    priority: Priority = Priority.NORMAL
+    seconds: float = 2.0
+
+
+@dataclass
+class BusyRun:
+    answered: int = 0
+    shed: list[Shed[int]] = field(default_factory=list)
+    permits: list[int] = field(default_factory=list)  # at the end, by node
+    permits_min: int = 1_000_000
+
+
+class BusyNode:
+    """A node, and what the proxy keeps for it."""
+
+    def __init__(self, world: Busy, random: Random, rules: LimitRules, stalls: bool) -> None:
+        self.world, self.random = world, random
+        self.limit, self.timed = Limit(rules, 0.0), Timed()
+        self.admission: Admission[int] = Admission(AdmissionRules(), self.limit.permits)
+        self.owed: deque[tuple[float, int]] = deque()  # (reply is here, client)
+        self.next_stall = 0.5 if stalls else inf
+        self.next_noise = 0.0
+        self.way_back = world.way_seconds / 2
+        self.free_at = self.last_reply_at = 0.0
+        self.sent_total = self.answered_total = 0
+
+    def ask(self, client: int, now: float) -> None:
+        """A request leaves the proxy."""
+        self.sent_total += 1
+        start = max(self.free_at, now + self.world.way_seconds / 2)
+        while self.next_stall <= start:
+            start = max(start, self.next_stall + self.world.stall_seconds)
+            self.next_stall += 0.5
+        self.free_at = start + self.world.service_seconds
+        while self.next_noise <= now:
+            self.next_noise += 0.05
+            self.way_back = self.world.way_seconds * (self.random.uniform(1, self.world.noise) - 0.5)
+        self.last_reply_at = max(self.last_reply_at, self.free_at + self.way_back)
+        self.owed.append((self.last_reply_at, client))
+
+
+def run_busy(world: Busy, *, is_limited: bool = True, rules: LimitRules | None = None) -> BusyRun:
+    """The proxy's turns: replies, the waiting, clients' requests; then all is sent. It sleeps when nothing is there.
+
+    A client has one request waiting at most. Those behind it stay in its buffer, not looked at.
+    """
+    random, told = Random("busy"), BusyRun()
+    nodes = [
+        BusyNode(world, random, rules or LimitRules(), bool(world.stall_seconds) and number == 0)
+        for number in range(world.nodes)
+    ]
+    if not is_limited:
+        for node in nodes:
+            node.admission.limit(1_000_000)
+    asks = [0 if world.load else world.pipeline] * world.clients  # by client: requests in its buffer
+    open_requests = [0] * world.clients  # of a client that awaits its replies
+    is_waiting = [False] * world.clients
+    returns: deque[tuple[float, int]] = deque()  # (when, client): has all its replies and asks again
+    rate = world.load / world.proxy_seconds
+    arrival = random.expovariate(rate) if rate else inf
+    next_pause = 0.05 if world.pause_seconds else inf
+    now = looked_at = 0.0
+    has_slept = True
+
+    def finish(client: int) -> None:
+        open_requests[client] -= 1
+        if not world.load and not open_requests[client] and not asks[client] and not is_waiting[client]:
+            returns.append((now + world.way_seconds, client))
+
+    while now < world.seconds:
+        own_seconds = 0.0 if has_slept else now - looked_at
+        handled = 0
+        sends: list[tuple[BusyNode, int]] = []
+        while arrival <= now:
+            asks[random.randrange(world.clients)] += 1
+            arrival += random.expovariate(rate)
+        while returns and returns[0][0] <= now:
+            asks[returns.popleft()[1]] += world.pipeline
+        for node in nodes:
+            before = node.answered_total
+            while node.owed and node.owed[0][0] <= now:
+                node.answered_total += 1
+                finish(node.owed.popleft()[1])
+            if count := node.answered_total - before:
+                told.answered += count
+                handled += count
+                node.admission.answered(count, now)
+                if (sample := node.timed.answered(node.answered_total, now)) is not None:
+                    if node.limit.observe(*sample, now, own_seconds) and is_limited:
+                        node.admission.limit(node.limit.permits, no_load_seconds=node.limit.no_load_seconds)
+                        told.permits_min = min(told.permits_min, node.limit.permits)
+            served, shed = node.admission.serve(now)
+            for waiter in served:
+                is_waiting[waiter.request] = False
+                sends.append((node, waiter.request))
+            for each in shed:
+                is_waiting[each.request] = False
+                finish(each.request)
+            told.shed += shed
+        for client in range(world.clients):
+            while asks[client] and not is_waiting[client]:
+                asks[client] -= 1
+                open_requests[client] += 1
+                handled += 1
+                node = random.choice(nodes)
+                if node.admission.admits(world.priority):
+                    sends.append((node, client))
+                else:
+                    waiting, shed = node.admission.wait(client, world.priority, now, now + TIMEOUT_SECONDS)
+                    is_waiting[client] = waiting is not None
+                    told.shed += shed
+        looked_at = now
+        now += handled * world.proxy_seconds / 2
+        for node, client in sends:
+            node.ask(client, now)
+        for node in {id(node): node for node, _ in sends}.values():
+            node.timed.sent(node.sent_total, node.admission.in_flight, now)
+        if now >= next_pause:
+            now += world.pause_seconds
+            next_pause += 0.05
+        wake = min(
+            arrival,
+            returns[0][0] if returns else inf,
+            *(node.owed[0][0] if node.owed else inf for node in nodes),
+            *(inf if (at := node.admission.next_give_up()) is None else at for node in nodes),
+        )
+        has_slept = wake > now
+        now = max(now, wake)
+    told.permits = [node.limit.permits for node in nodes]
+    return told
 
 
 def table(measured: Sequence[Marks]) -> str:

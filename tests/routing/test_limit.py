@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import deque
 from math import inf, isfinite, sqrt
 
 import pytest
@@ -48,6 +49,91 @@ def test_it_does_not_grow_while_less_than_half_of_it_is_used() -> None:
     limit = Limit(RULES, 0.0)
     drive(limit, 0.0, 5.0, asked=RULES.first / 2 - 1)
     assert limit.permits == RULES.first
+
+
+def test_at_the_start_it_grows_by_half_with_each_window_until_round_trips_grow() -> None:
+    limit = Limit(LimitRules(first=8), 0.0)
+    seen = [8]
+    now = 0.0
+    for rtt_seconds in [0.01] * 40 + [0.012] * 40:
+        now += 0.002
+        if limit.observe(rtt_seconds, limit.permits, now):
+            seen.append(limit.permits)
+    assert seen[:5] == [8, 12, 18, 27, 40]
+    assert max(seen) == 40
+
+
+def test_round_trips_under_the_slack_are_never_slow_and_noise_in_them_does_not_count() -> None:
+    """Spells of three times the round trip; without slack they push the limit down."""
+    lowest = {}
+    for slack_seconds in (0.001, 0.0):
+        limit = Limit(LimitRules(slack_seconds=slack_seconds), 0.0)
+        lowest[slack_seconds] = limit.permits
+        for step in range(20_000):
+            spell = 3 if step // 1000 % 2 else 1
+            limit.observe(50e-6 * spell, limit.permits, 0.0005 * step)
+            lowest[slack_seconds] = min(lowest[slack_seconds], limit.permits)
+    assert lowest[0.001] == RULES.first
+    assert lowest[0.0] < RULES.first / 3
+
+
+def test_a_fast_node_may_be_sent_three_hundred_at_once() -> None:
+    """Every 5 ms, at 5 us each. Without a start that grows faster this takes seconds."""
+    limit, timed = Limit(RULES, 0.0), Timed()
+    total = 0
+    for turn in range(200):
+        begin = turn * 0.005
+        count = min(300, limit.permits)
+        timed.sent(total + count, count, begin)
+        for each in range(1, count + 1):
+            now = begin + 60e-6 + each * 5e-6
+            if (sample := timed.answered(total + each, now)) is not None:
+                limit.observe(*sample, now)
+        total += count
+    assert limit.permits >= 300
+
+
+@pytest.mark.parametrize("permits", [20, 200, 800])
+def test_the_limit_of_a_fast_node_that_becomes_slow_falls_before_it_is_measured_anew(permits: int) -> None:
+    """Else half of a queue of hundreds would be taken for the node's own time."""
+    limit, timed = Limit(LimitRules(ceiling=permits), 0.0), Timed()
+    now = 0.0
+    while now < 2.0:
+        now += 0.001
+        limit.observe(65e-6, 4 if 0.8 < now < 0.999 else permits, now)
+    assert limit.permits == permits
+    owed: deque[float] = deque()  # replies
+    sent_total = answered_total = 0
+    busy_until = now
+    while now < 6.5:
+        while len(owed) < limit.permits:
+            busy_until = max(busy_until, now) + 0.0005
+            owed.append(busy_until)
+            sent_total += 1
+        timed.sent(sent_total, len(owed), now)
+        now = owed.popleft()
+        answered_total += 1
+        if (sample := timed.answered(answered_total, now)) is not None:
+            limit.observe(*sample, now)
+    assert limit.permits <= 8
+    assert limit.no_load_seconds <= 0.002
+
+
+def test_a_node_that_stalls_keeps_its_limit() -> None:
+    """80 ms of each 100, while which nothing is answered; then its round trips are as short as ever."""
+    limit = Limit(RULES, 0.0)
+    now, stalls = 0.0, 0
+    for turn in range(10_000):
+        now += 0.0002
+        sent_at = now - 65e-6
+        if turn > 200 and turn % 100 == 0:
+            now += 0.08
+            stalls += 1
+        elif turn > 200 and turn % 100 == 1:
+            sent_at -= 0.08  # it was sent before the stall as well, and read a turn later
+        limit.observe(now - sent_at, 40, now)
+    assert stalls > 90
+    assert limit.permits >= 40
 
 
 def test_a_minute_of_overload_does_not_become_the_measure_of_normal() -> None:
@@ -159,12 +245,22 @@ def test_whatever_is_observed_the_limit_keeps_its_bounds(
 def test_the_last_timed_request_among_the_replies_gives_the_round_trip() -> None:
     timed = Timed()
     timed.sent(10, 10, 1.0)
-    timed.sent(15, 12, 2.0)
+    timed.sent(16, 12, 2.0)
     timed.sent(20, 14, 3.0)
-    assert timed.answered(9, 4.0) is None
+    assert timed.answered(4, 4.0) is None
     assert timed.answered(17, 5.0) == (3.0, 12)
     assert timed.answered(20, 6.0) == (3.0, 14)
     assert timed.answered(20, 7.0) is None
+
+
+def test_of_a_turns_requests_the_middle_one_is_timed() -> None:
+    timed = Timed()
+    timed.sent(9, 9, 1.0)
+    assert timed.answered(4, 2.0) is None
+    assert timed.answered(5, 2.0) == (1.0, 9)
+    timed.sent(10, 5, 3.0)
+    assert timed.answered(9, 4.0) is None
+    assert timed.answered(10, 4.0) == (1.0, 5)
 
 
 def test_a_connection_that_never_answers_costs_a_bounded_number_of_marks() -> None:

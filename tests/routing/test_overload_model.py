@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.routing.overload_model import SHAPES, Marks, main, measure, table
+from routing.limit import LimitRules
+from routing.priority import Priority
+from tests.routing.overload_model import SHAPES, Busy, Marks, main, measure, run_busy, table
 
 SEEDS = range(1, 31)  # six of each shape
 
@@ -44,6 +46,33 @@ def test_without_an_adaptive_limit_the_model_does_not_keep_them(seed: int) -> No
     """Else the model would promise nothing. A stalling node's idle p99 is its stalls: a queue hides behind them."""
     marks = measure(seed, is_limited=False)
     assert marks.critical_p99 > (1.1 if marks.world.shape == "stalls" else 4)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(Busy(), id="the proxy is the bottleneck"),
+        pytest.param(Busy(clients=500), id="of many clients"),
+        pytest.param(Busy(load=0.6, stall_seconds=0.08, seconds=1.2), id="a node stalls"),
+        pytest.param(
+            Busy(load=0.6, stall_seconds=0.08, priority=Priority.BACKGROUND, seconds=1.2), id="for background"
+        ),
+        pytest.param(Busy(pause_seconds=0.016, priority=Priority.BACKGROUND), id="the proxy pauses"),
+        pytest.param(
+            Busy(nodes=1, clients=20, proxy_seconds=2e-6, noise=3, seconds=0.6), id="round trips vary"
+        ),
+    ],
+)
+def test_a_proxy_slower_than_its_nodes_sheds_nobody_and_is_no_slower(world: Busy) -> None:
+    limited = run_busy(world)
+    assert not limited.shed
+    assert limited.answered >= run_busy(world, is_limited=False).answered * 0.95
+
+
+def test_without_slack_the_noise_of_short_round_trips_would_keep_the_limit_small() -> None:
+    world = Busy(nodes=1, clients=20, proxy_seconds=1e-6, noise=3, seconds=0.6)
+    with_slack, without = run_busy(world), run_busy(world, rules=LimitRules(slack_seconds=0))
+    assert without.permits[0] * 2 < with_slack.permits[0]
 
 
 def test_a_seed_is_reproducible_and_the_table_names_each_mark(capsys: pytest.CaptureFixture[str]) -> None:
