@@ -8,7 +8,7 @@ The limit is a gradient limit: after each window of samples
 It stands still where estimate * (1 - no_load / round_trip), which is TCP Vegas's estimate of the requests that
 queue at the node, equals sqrt(estimate): enough to keep the node busy while requests and replies travel, and a little.
 
-**A node that holds nobody up has no limit.** While its round trips are about those at no load, or within the
+**A node that holds nobody up has no limit**: it is free. While its round trips are about those at no load, or within the
 **slack**, which is too short to refuse anyone for, the limit is the ceiling. The first window that shows a queue sets
 it to what Little's law says of that window: the requests in flight times the gradient, and the queue of the square
 root. From then on the formula above moves it, until a few windows in a row show no queue. So neither noise, nor a burst
@@ -39,6 +39,7 @@ from math import inf, sqrt
 
 GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before smoothing: a stall sheds nobody
 QUEUE_FROM = 0.9  # a gradient below this shows a queue
+STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
 FREE_WINDOWS = 5  # so many in a row without one, and the node is free
 TIMED_MAX = 32  # more at once would say nothing more
 PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
@@ -50,7 +51,9 @@ class LimitRules:
 
     floor: int = 4  # a node that does one thing at a time is busy with this many, if the way to it is short
     ceiling: int = 1024
+    first: int = 256  # until a few windows have shown that nothing queues
     slack_seconds: float = 0.001  # 0.001 means that no round trip under 1 ms is a reason to refuse anyone
+    stall_seconds: float = 0.005  # a node stalls that has answered nothing for this, and four round trips
     window_seconds: float = 0.02
     window_samples: int = 10  # a window takes longer if these do, or one round trip does
     smoothing: float = 0.1
@@ -63,6 +66,7 @@ class Limit:
     __slots__ = (
         "_calm_windows",
         "_is_slow_since",
+        "_observed_at",
         "_probe_until",
         "_probed_top",
         "_quiet_seconds",
@@ -70,7 +74,6 @@ class Limit:
         "_rtt_sum",
         "_rules",
         "_samples",
-        "_slow_windows",
         "_stalled_from",
         "_stalled_until",
         "_top",
@@ -85,10 +88,10 @@ class Limit:
 
     def __init__(self, rules: LimitRules, now: float) -> None:
         self._rules = rules
-        self.estimate = float(rules.ceiling)
-        self.is_free = True
+        self.estimate = float(rules.first)
+        self.is_free = False  # nothing queues at the node, and the estimate is the ceiling
         self.tightening = 1.0  # less than 1 while a migration touches the node
-        self.permits = rules.ceiling  # how many requests the node may owe now
+        self.permits = rules.first  # how many requests the node may owe now
         self.no_load_seconds = (
             inf  # a round trip while next to nothing queues; infinite before the first window
         )
@@ -101,6 +104,8 @@ class Limit:
         )  # what is seen at first may be a full queue
         self._is_slow_since = inf  # since when all round trips are more than the gradient can express
         self._calm_windows = 0  # in a row
+        self._observed_at = now
+        self._stalled_from = self._stalled_until = now  # the last stall
         self._probe_until = now
         self._probed_top = 0  # what was in flight as the probe began
         # The window:
@@ -144,7 +149,7 @@ class Limit:
         return True
 
     def tighten(self, factor: float) -> None:
-        """Allow ``factor`` of what the round trips would, above 0 and up to 1, until told otherwise.
+        """Allow ``factor`` of what the round trips would, above 0 and up to 1, until told otherwise; the floor at least.
 
         Less than 1 while a migration touches the node. The estimate then falls as ever, but does not grow: short
         round trips would be the tightening's own doing.
@@ -158,24 +163,24 @@ class Limit:
         is_quiet = not self.is_free and self._top * 2 <= max(self.estimate, 2.0)
         if is_quiet:
             self._quiet_seconds = min(self._quiet_seconds, rtt_seconds)
-        self.no_load_seconds = min(self.no_load_seconds, rtt_seconds)
+        before = self.no_load_seconds
+        self.no_load_seconds = min(before, rtt_seconds)
         if not self.is_probing:
             self._move(rtt_seconds, now)
             is_slow = now - self._is_slow_since >= self._rules.probe_seconds * PROBE_SOON
             if rtt_seconds <= self._rules.slack_seconds:
                 self._renewed_at = now  # no shorter no-load time would change anything
             elif is_slow or now - self._renewed_at >= self._rules.probe_seconds:
-                self._renew(now)
+                self._renew(before, now)
         elif is_quiet or now >= self._probe_until:
             self.is_probing = False
-            self._renew(now)
+            self._renew(before, now)
 
     def _move(self, rtt_seconds: float, now: float) -> None:
         estimate, rules = self.estimate, self._rules
         good_seconds = max(self.no_load_seconds, rules.slack_seconds)
         gradient = good_seconds / rtt_seconds if rtt_seconds > good_seconds else 1.0
         if gradient >= GRADIENT_MIN:
-            self._slow_windows = 0
             self._is_slow_since = inf
         else:
             self._is_slow_since = min(self._is_slow_since, now)
@@ -196,11 +201,16 @@ class Limit:
                 return  # nobody needs more, or nobody may have it
         self.estimate = min(max(moved, rules.floor), rules.ceiling)
 
-    def _renew(self, now: float) -> None:
-        """Forget what was measured before the last quiet window; probe if there was none."""
+    def _renew(self, before: float, now: float) -> None:
+        """Forget what was measured before the last quiet window; probe if there was none.
+
+        ``before``: the no-load time that was known before that window.
+        """
         if self._quiet_seconds < inf:
+            # Half of a long queue is a queue: what was found may be far from the truth still.
+            is_known = self._quiet_seconds >= before * QUEUE_FROM
             self.no_load_seconds = self._quiet_seconds
-            self._renewed_at = now
+            self._renewed_at = now if is_known else now - self._rules.probe_seconds * (1 - PROBE_SOON)
         elif now >= self._probe_until + self._rules.probe_seconds * PROBE_SOON:
             self.is_probing = True
             self._probed_top = self._top
@@ -212,7 +222,7 @@ class Limit:
             used = min(self.estimate, self._probed_top)
             self.permits = max(1, int(used * self.tightening / 2))
         else:
-            self.permits = max(1, int(self.estimate * self.tightening))
+            self.permits = max(self._rules.floor, int(self.estimate * self.tightening))
 
 
 class Timed:

@@ -16,7 +16,10 @@ from routing.priority import PriorityRule, closest_first, parse_priority
 def limit_rules(overload: OverloadSettings) -> LimitRules:
     """How each node's limit moves."""
     return LimitRules(
-        floor=overload.limit_min, ceiling=overload.limit_max, slack_seconds=overload.slack_ms / 1000
+        floor=overload.limit_min,
+        ceiling=overload.limit_max,
+        first=min(max(LimitRules().first, overload.limit_min), overload.limit_max),
+        slack_seconds=overload.slack_ms / 1000,
     )
 
 

@@ -92,7 +92,7 @@ class NodeLoad(Admission[Waiting]):
 
     def __init__(self, loads: Loads, address: Address, now: float) -> None:
         rules = loads.rules
-        super().__init__(rules.admission, rules.limit.ceiling if rules.is_adaptive else NO_LIMIT)
+        super().__init__(rules.admission, rules.limit.first if rules.is_adaptive else NO_LIMIT)
         self._loads = loads
         self.address = address
         self.limiter = Limit(rules.limit, now)
