@@ -65,6 +65,7 @@ class Limit:
 
     __slots__ = (
         "_calm_windows",
+        "_is_known",
         "_is_slow_since",
         "_observed_at",
         "_probe_until",
@@ -96,6 +97,7 @@ class Limit:
             inf  # a round trip while next to nothing queues; infinite before the first window
         )
         self.is_probing = False
+        self._is_known = False  # the no-load time: what was seen so far may be a full queue
         self._quiet_seconds = (
             inf  # the shortest window since the renewal with at most half the limit in flight
         )
@@ -160,32 +162,34 @@ class Limit:
         self._permit()
 
     def _end_window(self, rtt_seconds: float, now: float) -> None:
-        is_quiet = not self.is_free and self._top * 2 <= max(self.estimate, 2.0)
-        if is_quiet:
-            self._quiet_seconds = min(self._quiet_seconds, rtt_seconds)
-        before = self.no_load_seconds
+        rules, before = self._rules, self.no_load_seconds
         self.no_load_seconds = min(before, rtt_seconds)
-        if not self.is_probing:
-            self._move(rtt_seconds, now)
-            is_slow = now - self._is_slow_since >= self._rules.probe_seconds * PROBE_SOON
-            if rtt_seconds <= self._rules.slack_seconds:
-                self._renewed_at = now  # no shorter no-load time would change anything
-            elif is_slow or now - self._renewed_at >= self._rules.probe_seconds:
-                self._renew(before, now)
-        elif is_quiet or now >= self._probe_until:
-            self.is_probing = False
-            self._renew(before, now)
-
-    def _move(self, rtt_seconds: float, now: float) -> None:
-        estimate, rules = self.estimate, self._rules
         good_seconds = max(self.no_load_seconds, rules.slack_seconds)
         gradient = good_seconds / rtt_seconds if rtt_seconds > good_seconds else 1.0
+        is_quiet = gradient >= QUEUE_FROM if self.is_free else self._top * 2 <= max(self.estimate, 2.0)
+        if is_quiet:
+            self._quiet_seconds = min(self._quiet_seconds, rtt_seconds)
+        if rtt_seconds <= rules.slack_seconds:  # no shorter no-load time would change anything
+            self._renewed_at = now
+            self._is_known = True
+        if self.is_probing:
+            if is_quiet or now >= self._probe_until:
+                self.is_probing = False
+                self._renew(before, now)
+            return
+        self._move(gradient, now)
+        is_slow = now - self._is_slow_since >= rules.probe_seconds * PROBE_SOON
+        if is_slow or now - self._renewed_at >= rules.probe_seconds:
+            self._renew(before, now)
+
+    def _move(self, gradient: float, now: float) -> None:
+        estimate, rules = self.estimate, self._rules
         if gradient >= GRADIENT_MIN:
             self._is_slow_since = inf
         else:
             self._is_slow_since = min(self._is_slow_since, now)
         is_calm = gradient == 1.0 if self._top * 2 >= estimate else gradient >= QUEUE_FROM
-        self._calm_windows = self._calm_windows + 1 if is_calm else 0
+        self._calm_windows = self._calm_windows + 1 if is_calm and self._is_known else 0
         if self.is_free:
             if gradient >= QUEUE_FROM:
                 return
@@ -210,6 +214,7 @@ class Limit:
             # Half of a long queue is a queue: what was found may be far from the truth still.
             is_known = self._quiet_seconds >= before * QUEUE_FROM
             self.no_load_seconds = self._quiet_seconds
+            self._is_known = is_known
             self._renewed_at = now if is_known else now - self._rules.probe_seconds * (1 - PROBE_SOON)
         elif now >= self._probe_until + self._rules.probe_seconds * PROBE_SOON:
             self.is_probing = True
