@@ -150,8 +150,13 @@ class Limit:
         self._permit()
         return True
 
+    def end_freedom(self) -> None:
+        """More is in flight than the ceiling: from now on that is the limit, until nothing queues again."""
+        self.is_free = False
+        self._calm_windows = 0
+
     def tighten(self, factor: float) -> None:
-        """Allow ``factor`` of what the round trips would, above 0 and up to 1, until told otherwise; the floor at least.
+        """Allow ``factor`` of what the round trips would, above 0 and up to 1, and the floor; until told otherwise.
 
         Less than 1 while a migration touches the node. The estimate then falls as ever, but does not grow: short
         round trips would be the tightening's own doing.

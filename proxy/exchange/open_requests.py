@@ -290,10 +290,7 @@ class OpenRequests(Requester):
                 route = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
             if route is not None:
                 loads.add(route.load)
-        return all(
-            load.in_flight < load.ceilings[priority] or self.permits.may_pass(load, priority)
-            for load in loads
-        )
+        return all(load.has_permit(priority) or self.permits.may_pass(load, priority) for load in loads)
 
     def may_read_elsewhere(self, only_reads: bool) -> bool:
         """Whether the next command may be served by a replica: it reads, and nothing of this client is in flight.
@@ -553,7 +550,7 @@ class OpenRequests(Requester):
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):
                 target = self.exchange.routes.node(address, self.resp, lane)
-                if target is None or target.load.in_flight >= target.load.ceilings[self.priority]:
+                if target is None or not target.load.has_permit(self.priority):
                     return None
                 return target
         return None

@@ -25,7 +25,7 @@ SCAN_MAX = 1 << 20
 
 
 class Permits(Waiting):
-    """Who asks: a request whose node has no permit free, that is ``load.in_flight >= load.ceilings[priority]``."""
+    """Who asks: a request for which ``load.has_permit(priority)`` is false."""
 
     __slots__ = ("_client", "_hurries", "_load", "_place", "granted", "is_waiting", "refusal", "scan_max")
 

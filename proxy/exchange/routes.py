@@ -29,6 +29,7 @@ class NotReady:
 
     __slots__ = ("reason",)
     ready = False
+    is_free = False
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

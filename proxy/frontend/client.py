@@ -280,20 +280,15 @@ class ClientConnection(OpenRequests):
         routes_of_slot = self.routes_of_slot
         slots = self.slots
         touched = self.hub.touched
-        priority = self.priority
         count = reads = 0
         for command, raw, hash_slot, key in found:
             route = routes_of_slot[hash_slot][kind]
-            if not route.ready or self.priority_rules:
-                break
-            load = route.load  # type: ignore[union-attr]  # as in ``_relay_found``
-            if load.in_flight >= load.ceilings[priority]:
+            if not route.is_free:
                 break
             if command.only_reads:
                 reads += 1
-            elif key not in route.known:  # type: ignore[union-attr]
+            elif key not in route.known:  # type: ignore[union-attr]  # as in ``_relay_found``
                 break
-            load.in_flight += 1
             count += 1
             slot = RequestSlot(self, command, raw, hash_slot)
             slots.append(slot)
@@ -365,25 +360,23 @@ class ClientConnection(OpenRequests):
         touched = self.hub.touched
         self.commands += len(found)
         self._last_command = found[-1][0]
-        priority, rules = self.priority, self.priority_rules
         for command, raw, hash_slot, key in found:
             route = routes_of_slot[hash_slot][kind]
-            if rules:
-                priority = self.priority_of(key)
-            if route.ready:
-                load = route.load  # type: ignore[union-attr]  # only a NodeConnection is ever ready
-                if load.in_flight >= load.ceilings[priority] and not self.permits.may_pass(load, priority):
-                    return self._untaken(found, raw, 0)
-                load.in_flight += 1
+            if route.is_free:
                 slot = RequestSlot(self, command, raw, hash_slot)
                 slots.append(slot)
-                route.owed.append(slot)  # type: ignore[union-attr]
+                route.owed.append(slot)  # type: ignore[union-attr]  # only a NodeConnection is ever free
                 route.out.append(raw)  # type: ignore[union-attr]
                 if not route.dirty:  # type: ignore[union-attr]
                     touched(route)  # type: ignore[arg-type]
                 continue
-            if not self.has_permit(hash_slot, priority, only_reads=command.only_reads):
+            if not self.has_permit(hash_slot, self.priority_of(key), only_reads=command.only_reads):
                 return self._untaken(found, raw, 0)
+            if route.ready:
+                slot = RequestSlot(self, command, raw, hash_slot)
+                slots.append(slot)
+                route.queue(slot)  # type: ignore[union-attr]
+                continue
             self.relay(command, raw, hash_slot)
             # It waits, or its node takes reads only and it changed the lane: the rest must choose anew (rule 5).
             if self._retrying or self._kind != kind:
@@ -437,7 +430,9 @@ class ClientConnection(OpenRequests):
                     group.reads.append(read)
                     continue
                 is_free = False  # see ``may_read_elsewhere``
-            if not self.has_permit(hash_slot, self.priority_of(key), only_reads=command.only_reads):
+            if not self.routes_of_slot[hash_slot][kind].is_free and not self.has_permit(
+                hash_slot, self.priority_of(key), only_reads=command.only_reads
+            ):
                 return self._untaken(found, raw, 0)
             slot = RequestSlot(self, command, raw, hash_slot)
             self.slots.append(slot)
@@ -605,12 +600,14 @@ class ClientConnection(OpenRequests):
                 if at_replicas and (read := fast.at_replica(command, raw, hash_slot, key)) is not None:
                     self.slots.append(read)
                     continue
-            if not self.has_permit(hash_slot, self.priority_of(key), only_reads=command.only_reads):
+            route = routes_of_slot[hash_slot][kind]
+            if not route.is_free and not self.has_permit(
+                hash_slot, self.priority_of(key), only_reads=command.only_reads
+            ):
                 untaken = self._untaken(found, raw, 0)
                 break
             if isinstance(number, int) and command.only_reads:
                 assert fast is not None
-                route = routes_of_slot[hash_slot][kind]
                 slot = fast.slot(command, raw, hash_slot, key, route.history) if route.ready else None  # type: ignore[union-attr]  # as in ``_relay_found``
                 if slot is not None:
                     self.slots.append(slot)

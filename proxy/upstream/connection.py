@@ -7,7 +7,8 @@ Invariants
 - ``out`` holds the bytes of the last slots in ``owed``, in the same order: queueing does both in one step.
 - The reply that is read next belongs to ``owed[0]``; RESP3 pushes take no slot.
 - After ``close`` every slot was answered or told that it is lost, and nothing more is read or sent.
-- ``load.in_flight`` counts what is in ``owed``: see ``load.py``. Who queues in its own loop adds to it as well.
+- While its node has a limit, ``load.in_flight`` counts what is in ``owed``: see ``load.py``. Who queues in its own loop
+  adds to it as well, or does so only while ``is_free``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class NodeConnection(Endpoint):
         self.sock = sock
         self.address = address
         self.ready = True  # open, and its unsent bytes are within bounds
+        self.is_free = True  # ready, and its node has no limit
         self.is_closed = False
         self.dirty = False
         self.out: list[bytes] = []
@@ -67,6 +69,7 @@ class NodeConnection(Endpoint):
         self.load = load or Loads(clock=hub.clock).of(
             address
         )  # of the node; without one, of this connection alone
+        self.load.add(self)
         self._timed = Timed()
         self._timed_at = 0.0
         self.answered_total = 0
@@ -159,11 +162,13 @@ class NodeConnection(Endpoint):
         out = self.out
         if not out or self.is_closed:
             return
+        if self.is_free and len(self.owed) > self.load.owed_max:
+            self.load.end_freedom()
         if self.hub.now - self._timed_at > TIMED_EVERY_SECONDS:
             self._timed_at = now = self.hub.clock()
             # The middle one of this turn's: its round trip is their mean.
             middle = self.answered_total + len(self.owed) - len(out) // 2
-            self._timed.sent(middle, self.load.in_flight, now)
+            self._timed.sent(middle, self.load.owed(), now)
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         if self._backlog:
@@ -185,6 +190,7 @@ class NodeConnection(Endpoint):
         self._backlog.append(data)
         self._backlog_bytes += len(data)
         self.ready = self._backlog_bytes <= self._unsent_bytes_max
+        self.is_free = self.ready and self.load.is_free
 
     def on_writable(self) -> None:
         try:
@@ -203,6 +209,7 @@ class NodeConnection(Endpoint):
             return
         if not self.ready and self._backlog_bytes <= self._unsent_bytes_max // 2:
             self.ready = True
+            self.is_free = self.load.is_free
             self._on_ready()
         if not self._backlog:
             self.hub.watch(self, READ)
@@ -364,14 +371,14 @@ class NodeConnection(Endpoint):
         if self.is_closed:
             return
         self.is_closed = True
-        self.ready = False
+        self.ready = self.is_free = False
         unsent = self._backlog_bytes + sum(map(len, self.out))
         self.out.clear()
         self._backlog.clear()
         self.hub.remove(self)
         self.sock.close()
         owed, self.owed = self.owed, deque()
-        self.load.give_back(len(owed))
+        self.load.remove(self, len(owed))
         sent_flags = []
         for slot in reversed(owed):
             # Within the unsent tail, and not only in part: the node never saw a byte of it.

@@ -2,15 +2,16 @@
 
     a reply is read ─▶ its permit is free, and once a millisecond its round trip moves the limit
                     ─▶ who waits gets the permit, the more important first
-    a request comes ─▶ there is a permit: it is sent
+    a request comes ─▶ the node is free, or there is a permit: it is sent
                     ─▶ there is none: it waits here, for a short time, then it is shed
 
 The decisions are ``routing.limit``'s and ``routing.admission``'s. Here they get a node's round trips, the clock and who
-waits. The request's own way asks ``load.in_flight < load.ceilings[priority]`` and adds to ``in_flight``, in one step.
+waits. While a node is free, which is nearly always, its connections say so (``is_free``), and requests pay nothing.
 
 Invariants
-- ``in_flight`` is what the node's shared connections owe (the proxy's own questions too, which never wait), and the
-  permits that were given to who waited and are not used yet. Queueing a slot and counting it is one step.
+- While the node is not free, ``in_flight`` is what its shared connections owe (the proxy's own questions too, which
+  never wait), and the permits that were given to who waited and are not used yet. Queueing a slot and counting it is
+  one step. While it is free nobody need count; when that ends, what is owed is counted anew.
 - Who waits is told once: that it has a permit, or that it is shed; or it left.
 """
 
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
@@ -28,6 +31,7 @@ from proxy.metrics import Family, Histogram, MetricType, Sample
 from proxy.protocol.encode import error
 from proxy.settings import OverloadSettings
 from proxy.settings.overload import admission_rules, limit_rules
+from proxy.upstream.reply_slot import Slot
 from routing.admission import Admission, AdmissionRules, Shed, ShedReason, Waiter, overloaded, retry_seconds
 from routing.limit import Limit, LimitRules
 from routing.priority import Priority
@@ -71,6 +75,14 @@ class Waiting(ABC):
         """It gets none; the error reply says why."""
 
 
+class Shared(Protocol):
+    """What is known here of a connection."""
+
+    owed: deque[Slot]
+    ready: bool
+    is_free: bool
+
+
 LoadFacts = dict[str, float | bool | None]
 
 
@@ -79,13 +91,16 @@ class NodeLoad(Admission[Waiting]):
 
     __slots__ = (
         "_answered_before",
+        "_connections",
         "_loads",
         "_rated_at",
         "_shed_before",
         "_shed_per_answered",
         "address",
         "answered_total",
+        "is_free",
         "limiter",
+        "owed_max",
         "round_trip_seconds",
         "shed_total",
     )
@@ -96,6 +111,9 @@ class NodeLoad(Admission[Waiting]):
         self._loads = loads
         self.address = address
         self.limiter = Limit(rules.limit, now)
+        self.is_free = not rules.is_adaptive
+        self.owed_max = rules.limit.ceiling if rules.is_adaptive else NO_LIMIT
+        self._connections: list[Shared] = []
         self.round_trip_seconds = 0.0  # the last that was measured
         self.answered_total = 0
         self.shed_total = 0
@@ -103,9 +121,23 @@ class NodeLoad(Admission[Waiting]):
         self._rated_at = now
         self._shed_before = self._answered_before = 0
 
+    def add(self, connection: Shared) -> None:
+        """A connection to the node was opened."""
+        self._connections.append(connection)
+        connection.is_free = self.is_free
+
+    def remove(self, connection: Shared, owed: int) -> None:
+        """It ended, and ``owed`` requests on it are not answered any more."""
+        self._connections.remove(connection)
+        self.give_back(owed)
+
+    def owed(self) -> int:
+        """What the node's connections owe."""
+        return sum([len(connection.owed) for connection in self._connections])
+
     def has_permit(self, priority: int | None) -> bool:
         """Whether a request of this priority may be queued in this step; None: it needs no permit."""
-        return priority is None or self.in_flight < self.ceilings[priority]
+        return self.is_free or priority is None or self.in_flight < self.ceilings[priority]
 
     def on_replies(self, count: int, now: float) -> None:
         """The node answered ``count`` more."""
@@ -120,9 +152,20 @@ class NodeLoad(Admission[Waiting]):
         if self._loads.rules.is_adaptive and self.limiter.observe(seconds, in_flight, now, own_seconds):
             self._adopt_limit()
 
+    def end_freedom(self) -> None:
+        """One of the node's connections owes more than the greatest limit: from now on that counts."""
+        self.limiter.end_freedom()
+        self._adopt_limit()
+
     def _adopt_limit(self) -> None:
         limiter = self.limiter
         self.limit(limiter.permits, limiter.tightening, limiter.no_load_seconds)
+        if limiter.is_free != self.is_free:
+            if self.is_free:
+                self.in_flight = self.owed()
+            self.is_free = limiter.is_free
+            for connection in self._connections:
+                connection.is_free = connection.ready and self.is_free
 
     def tighten(self, factor: float) -> None:
         """See ``Limit.tighten``."""
@@ -162,7 +205,7 @@ class NodeLoad(Admission[Waiting]):
 
     async def permitted(self, priority: int, deadline: float) -> bytes | None:
         """Wait, as a task. None: there is a permit for a request that is queued in this step; else an error reply."""
-        if self.in_flight < self.ceilings[priority]:
+        if self.has_permit(priority):
             return None
         task = _WaitingTask()
         place = self.wait_for_permit(task, priority, self._loads.clock(), deadline)
@@ -197,7 +240,8 @@ class NodeLoad(Admission[Waiting]):
         is_known = limiter.no_load_seconds < float("inf")
         return {
             "limit": limiter.permits if self._loads.rules.is_adaptive else None,
-            "in_flight": self.in_flight,
+            "is_free": self.is_free,
+            "in_flight": self.owed(),
             "waiting": self.waiting,
             "oldest_wait_ms": round(self.oldest_wait_seconds(now) * 1000, 3),
             "round_trip_ms": round(self.round_trip_seconds * 1000, 3),
@@ -256,7 +300,7 @@ class Loads:
         """Forget all other nodes that owe nothing and that nobody waits for."""
         for address in [address for address in self._of if address not in addresses]:
             load = self._of[address]
-            if not load.in_flight and not load.waiting:
+            if not load.owed() and not load.waiting:
                 del self._of[address]
 
     def touch(self, addresses: frozenset[Address]) -> None:
@@ -294,7 +338,7 @@ class Loads:
             limiter = load.limiter
             if self.rules.is_adaptive:
                 yield Sample(LIMIT, limiter.permits, node)
-            yield Sample(IN_FLIGHT, load.in_flight, node)
+            yield Sample(IN_FLIGHT, load.owed(), node)
             yield Sample(WAITING, load.waiting, node)
             yield Sample(OLDEST_WAIT, load.oldest_wait_seconds(now), node)
             yield Sample(ROUND_TRIP, load.round_trip_seconds, node)

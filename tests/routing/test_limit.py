@@ -54,9 +54,8 @@ def test_a_node_at_which_nothing_queues_is_free() -> None:
         now += 0.01
         limit.observe(0.4, 400, now)
     assert not limit.is_free
-    assert limit.estimate == pytest.approx(
-        400 * (WAY + SERVICE) / 0.4 + 20, rel=0.1
-    )  # Little's law, and a root
+    # Little's law, and a root.
+    assert limit.estimate == pytest.approx(400 * (WAY + SERVICE) / 0.4 + 20, rel=0.2)
 
 
 def test_round_trips_under_the_slack_are_never_slow_and_noise_in_them_does_not_count() -> None:
