@@ -8,11 +8,11 @@ The limit is a gradient limit: after each window of samples
 It stands still where estimate * (1 - no_load / round_trip), which is TCP Vegas's estimate of the requests that
 queue at the node, equals sqrt(estimate): enough to keep the node busy while requests and replies travel, and a little.
 
-**A node that holds nobody up has no limit**: it is free. While its round trips are about those at no load, or within the
-**slack**, which is too short to refuse anyone for, the limit is the ceiling. The first window that shows a queue sets
-it to what Little's law says of that window: the requests in flight times the gradient, and the queue of the square
-root. From then on the formula above moves it, until a few windows in a row show no queue. So neither noise, nor a burst
-at the start, nor a proxy that is slower than its nodes makes anybody wait, and an overload is met within a round trip.
+**A node that holds nobody up has no limit**: it is free. So it is while its round trips are about those at no load, or
+within the **slack**, which is too short to refuse anyone for. The first window that shows a queue sets the limit to
+what Little's law says of that window: the requests in flight times the gradient, and the queue of the square root.
+From then on the formula above moves it, until a few windows in a row show no queue. So neither noise, nor a burst, nor
+a proxy that is slower than its nodes makes anybody wait, and an overload is met within a round trip.
 
 Sources: L. Brakmo and L. Peterson, "TCP Vegas: end to end congestion avoidance on a global Internet", IEEE JSAC
 13(8), 1995 (the queue estimate); E. Landau, W. Thurston and T. Bozarth, "Performance Under Load", Netflix 2018, and its
