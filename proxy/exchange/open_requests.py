@@ -261,13 +261,18 @@ class OpenRequests(Requester):
                     kind = None
         slot = RequestSlot(self, command, raw, hash_slot)
         self.slots.append(slot)
-        self.send(slot, kind)
+        # A read that a replica might have served was not asked for a permit at its owner.
+        self.send(slot, kind, has_permit=policy is None or not command.only_reads)
 
-    def send(self, slot: RequestSlot, kind: int | None) -> None:
-        """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``."""
+    def send(self, slot: RequestSlot, kind: int | None, *, has_permit: bool = True) -> None:
+        """Queue a slot of the client's at its owner; ``kind``: see ``choose_kind``. Without a permit it may wait."""
         self.note_at_owner()
         route = None if kind is None else self.routes_of_slot[slot.hash_slot][kind]
-        if isinstance(route, NodeConnection) and route.ready and route.load.has_permit(self.priority):
+        if (
+            isinstance(route, NodeConnection)
+            and route.ready
+            and (has_permit or route.load.has_permit(self.priority))
+        ):
             route.queue(slot)
         else:
             self.send_to_owner(slot)

@@ -335,9 +335,11 @@ class NodeConnection(Endpoint):
         """The next ``count`` slots that were owed got their replies."""
         self.answered_total += count
         hub, load = self.hub, self.load
+        load.on_replies(count, hub.now)
         if (sample := self._timed.answered(self.answered_total, hub.now)) is not None:
             load.on_round_trip(*sample, hub.now, hub.late_seconds)
-        load.on_replies(count, hub.now)
+        if load.waiting:
+            load.serve_waiting(hub.now)
 
     # -- health
 

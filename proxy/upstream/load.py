@@ -140,11 +140,9 @@ class NodeLoad(Admission[Waiting]):
         return self.is_free or priority is None or self.in_flight < self.ceilings[priority]
 
     def on_replies(self, count: int, now: float) -> None:
-        """The node answered ``count`` more."""
+        """The node answered ``count`` more, which are owed no more."""
         self.answered_total += count
         self.answered(count, now)
-        if self.waiting:
-            self.serve_waiting(now)
 
     def on_round_trip(self, seconds: float, in_flight: int, now: float, own_seconds: float) -> None:
         """One was measured; see ``Limit.observe``."""
