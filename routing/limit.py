@@ -236,23 +236,21 @@ class Limit:
 
 
 class Timed:
-    """Times requests on one connection: the middle one of those sent in each turn, and at most ``TIMED_MAX`` at a time.
+    """Times requests on one connection: of a turn's the middle one, and at most ``TIMED_MAX`` at a time.
 
     The middle one's round trip is the mean of the turn's; the last one's would be that of a queue twice as long.
     Replies come in order, so counting them is enough: nothing is kept with a request, and nothing is done for each.
     """
 
-    __slots__ = ("_marks", "_sent_total")
+    __slots__ = ("_marks",)
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, int, float]] = deque()  # (request's number from 1, in flight, sent at)
-        self._sent_total = 0
 
-    def sent(self, sent_total: int, in_flight: int, now: float) -> None:
-        """A turn's requests were sent, and these are all so far on this connection."""
+    def sent(self, first: int, last: int, in_flight: int, now: float) -> None:
+        """A turn's requests are sent: their numbers, from 1 on this connection. Not every turn need tell."""
         if len(self._marks) < TIMED_MAX:
-            self._marks.append(((self._sent_total + sent_total + 1) // 2, in_flight, now))
-        self._sent_total = sent_total
+            self._marks.append(((first + last) // 2, in_flight, now))
 
     def answered(self, answered_total: int, now: float) -> tuple[float, int] | None:
         """A turn's replies were read: the round trip and what was in flight of the last timed request among them."""

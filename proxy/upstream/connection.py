@@ -166,9 +166,8 @@ class NodeConnection(Endpoint):
             self.load.end_freedom()
         if self.hub.now - self._timed_at > TIMED_EVERY_SECONDS:
             self._timed_at = now = self.hub.clock()
-            # The middle one of this turn's: its round trip is their mean.
-            middle = self.answered_total + len(self.owed) - len(out) // 2
-            self._timed.sent(middle, self.load.owed(), now)
+            last = self.answered_total + len(self.owed)
+            self._timed.sent(last - len(out) + 1, last, self.load.owed(), now)
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         if self._backlog:

@@ -200,7 +200,7 @@ def run(world: World, *, critical_alone: float = 0.0, is_limited: bool = True) -
             if 0 <= phase < 3:
                 told.shed[phase][each.priority] += 1
         if sent_total > sent_before:
-            timed.sent(sent_total, admission.in_flight, now)
+            timed.sent(sent_before + 1, sent_total, admission.in_flight, now)
     return told
 
 
@@ -435,8 +435,10 @@ def run_busy(world: Busy, *, is_limited: bool = True, rules: LimitRules | None =
         now += handled * world.proxy_seconds / 2
         for node, client in sends:
             node.ask(client, now)
-        for node in {id(node): node for node, _ in sends}.values():
-            node.timed.sent(node.sent_total, node.admission.in_flight, now)
+        for node in nodes:
+            if count := sum(each is node for each, _ in sends):
+                first = node.sent_total - count + 1
+                node.timed.sent(first, node.sent_total, node.admission.in_flight, now)
         if now >= next_pause:
             now += world.pause_seconds
             next_pause += 0.05

@@ -79,7 +79,7 @@ def test_a_fast_node_may_be_sent_three_hundred_at_once() -> None:
     for turn in range(200):
         begin = turn * 0.005
         count = min(300, limit.permits)
-        timed.sent(total + count, count, begin)
+        timed.sent(total + 1, total + count, count, begin)
         for each in range(1, count + 1):
             now = begin + 60e-6 + each * 5e-6
             if (sample := timed.answered(total + each, now)) is not None:
@@ -101,11 +101,13 @@ def test_the_limit_of_a_fast_node_that_becomes_slow_falls_before_it_is_measured_
     sent_total = answered_total = 0
     busy_until = now
     while now < 6.5:
+        sent_before = sent_total
         while len(owed) < limit.permits:
             busy_until = max(busy_until, now) + 0.0005
             owed.append(busy_until)
             sent_total += 1
-        timed.sent(sent_total, len(owed), now)
+        if sent_total > sent_before:
+            timed.sent(sent_before + 1, sent_total, len(owed), now)
         now = owed.popleft()
         answered_total += 1
         if (sample := timed.answered(answered_total, now)) is not None:
@@ -239,9 +241,9 @@ def test_whatever_is_observed_the_limit_keeps_its_bounds(
 
 def test_the_last_timed_request_among_the_replies_gives_the_round_trip() -> None:
     timed = Timed()
-    timed.sent(10, 10, 1.0)
-    timed.sent(16, 12, 2.0)
-    timed.sent(20, 14, 3.0)
+    timed.sent(1, 10, 10, 1.0)
+    timed.sent(11, 16, 12, 2.0)
+    timed.sent(17, 20, 14, 3.0)
     assert timed.answered(4, 4.0) is None
     assert timed.answered(17, 5.0) == (3.0, 12)
     assert timed.answered(20, 6.0) == (3.0, 14)
@@ -250,10 +252,10 @@ def test_the_last_timed_request_among_the_replies_gives_the_round_trip() -> None
 
 def test_of_a_turns_requests_the_middle_one_is_timed() -> None:
     timed = Timed()
-    timed.sent(9, 9, 1.0)
+    timed.sent(1, 9, 9, 1.0)
     assert timed.answered(4, 2.0) is None
     assert timed.answered(5, 2.0) == (1.0, 9)
-    timed.sent(10, 5, 3.0)
+    timed.sent(10, 10, 5, 3.0)
     assert timed.answered(9, 4.0) is None
     assert timed.answered(10, 4.0) == (1.0, 5)
 
@@ -261,5 +263,5 @@ def test_of_a_turns_requests_the_middle_one_is_timed() -> None:
 def test_a_connection_that_never_answers_costs_a_bounded_number_of_marks() -> None:
     timed = Timed()
     for turn in range(TIMED_MAX * 2):
-        timed.sent(turn + 1, turn + 1, float(turn))
+        timed.sent(turn + 1, turn + 1, turn + 1, float(turn))
     assert timed.answered(TIMED_MAX * 2, 100.0) == (100.0 - (TIMED_MAX - 1), TIMED_MAX)
