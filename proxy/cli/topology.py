@@ -108,12 +108,26 @@ def renderables_of(facts: dict[str, Any]) -> list[RenderableType]:
     if facts["unowned_count"]:
         ranges = _shown_ranges(facts["unowned_slot_ranges"])
         shown.append(Text(f"{facts['unowned_count']} slots have no owner: {ranges}", style="bold red"))
+    nodes = [node for shard in facts["shards"] for node in (shard["primary"], *shard["replicas"])]
+    shown.extend(Text(text, style="yellow") for node in nodes if (text := _load_text(node)))
     shown.extend(
         Text(printable(anomaly["message"]), style="bold red") for anomaly in facts.get("anomalies", ())
     )
     if (record := facts.get("record")) is not None:
         shown.append(Text(_record_text(record)))
     return shown
+
+
+def _load_text(node: dict[str, Any]) -> str:
+    """What to say of a node for which requests wait or were shed of late; "" of all others."""
+    load = node.get("load")
+    if load is None or not (load["waiting"] or load["shed_per_answered"]):
+        return ""
+    return (
+        f"{printable(node['address'])} is overloaded: {load['in_flight']} in flight of at most {load['limit']}, "
+        f"{load['waiting']} waiting, the next for {load['oldest_wait_ms']:.0f} ms; "
+        f"{load['shed_per_answered']:g} refused for each that is answered"
+    )
 
 
 def _record_text(record: dict[str, Any]) -> str:

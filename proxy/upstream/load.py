@@ -220,11 +220,12 @@ class NodeLoad(Admission[Waiting]):
     def _shed_one(self, shed: Shed[Waiting]) -> None:
         self.shed_total += 1
         self._loads.shed_total[shed.priority][shed.reason] += 1
+        self._rate(self._loads.clock())
         after = retry_seconds(shed.priority, self._shed_per_answered, random.random())
         shed.request.on_shed(error(overloaded(str(self.address), shed, after)))
 
-    def rate(self, now: float) -> None:
-        """How many are shed for each that is answered, of late."""
+    def _rate(self, now: float) -> None:
+        """See how many are shed for each that is answered, if it was not seen just now."""
         if now - self._rated_at < RATE_SECONDS:
             return
         shed, answered = self.shed_total - self._shed_before, self.answered_total - self._answered_before
@@ -234,6 +235,7 @@ class NodeLoad(Admission[Waiting]):
 
     def facts(self, now: float) -> LoadFacts:
         """For people, and for others who pace themselves by it."""
+        self._rate(now)
         limiter = self.limiter
         is_known = limiter.no_load_seconds < float("inf")
         return {
@@ -323,7 +325,6 @@ class Loads:
                 await trio.sleep(BEAT_SECONDS)
                 now = self.clock()
                 for load in list(self._waiting):
-                    load.rate(now)
                     load.serve_waiting(now)
                     if not load.waiting:
                         self._waiting.discard(load)

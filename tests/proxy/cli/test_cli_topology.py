@@ -58,6 +58,32 @@ def test_the_table_shows_shards_replicas_migrations_and_gaps(
         assert text in shown
 
 
+def test_a_node_for_which_requests_wait_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    load = {"limit": 5, "in_flight": 4, "waiting": 60, "oldest_wait_ms": 12.3, "shed_per_answered": 3.1}
+    quiet = {**load, "waiting": 0, "shed_per_answered": 0.0}
+    state = AdminState(
+        lambda: VIEW,
+        lambda: 1_800_000_000.0,
+        list,
+        list,
+        CollectorRegistry(),
+        load_of=lambda node: load if node is A else quiet,
+    )
+    with admin_port(routes(state)) as address:
+        assert main(["topology", "--admin", address]) == 0
+        shown = capsys.readouterr().out
+        assert (
+            "10.0.0.1:7000 is overloaded: 4 in flight of at most 5, 60 waiting, the next for 12 ms; 3.1"
+            in shown
+        )
+        assert "10.0.0.2:7000 is overloaded" not in shown
+        assert main(["topology", "--admin", address, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"][0]["primary"]["load"] == load
+
+
 def test_json_is_what_the_admin_port_answered(capsys: pytest.CaptureFixture[str]) -> None:
     with admin_port(routes_of(VIEW)) as address:
         assert main(["topology", "--admin", address, "--json"]) == 0
