@@ -9,9 +9,10 @@ Who gets none waits, the more important first, and among equals who must give up
 waits 20 ms, the queueing time by which WeChat's DAGOR tells an overload (H. Zhou et al., "Overload Control for Scaling
 WeChat Microservices", SoCC 2018), ``background`` less. ``critical`` waits as long as a node usually stalls.
 
-**A stall is no overload.** A node that has answered nothing for a grace stalls: it forks, migrates a large key, runs a
-slow command; or the proxy itself was too busy to read. Such time does not count as waiting, except towards a request's
-end: its own deadline, and for everybody the time that ``critical`` may wait.
+**A calm node is not overloaded**: its limit has just begun, and is likely to end at once. **A stall is no overload**
+either. A node that has answered nothing for a grace stalls: it forks, migrates a large key, runs a slow command; or the
+proxy itself was too busy to read. Neither time counts as waiting, except towards a request's end: its own deadline, and
+for everybody the time that ``critical`` may wait.
 
 Invariants, held by tests/routing/test_admission.py:
 - a permit is given only below the limit;
@@ -87,6 +88,7 @@ class Admission(Generic[R]):
     """
 
     __slots__ = (
+        "_calm_from",
         "_ends_first",
         "_grace_seconds",
         "_permits",
@@ -108,6 +110,7 @@ class Admission(Generic[R]):
         self._stalls_from = (
             -inf
         )  # it stalls from then on if it does not answer; its first answer is still to come
+        self._calm_from: float | None = None  # since when it is calm; None: it is not
         self._ends_first = inf  # nobody who waits has an earlier end
         self.in_flight = 0
         self.waiting = 0
@@ -128,8 +131,8 @@ class Admission(Generic[R]):
     def answered(self, count: int, now: float) -> None:
         """The node answered ``count`` requests. ``serve``, to be called next, gives their permits to others."""
         self.in_flight -= count
-        if self.waiting and now > self._stalls_from:
-            self._excuse(now)
+        if self.waiting and now > self._stalls_from and self._calm_from is None:
+            self._excuse(self._stalls_from, now)
         self._stalls_from = now + self._grace_seconds
 
     def give_back(self, count: int) -> None:
@@ -146,6 +149,15 @@ class Admission(Generic[R]):
         if no_load_seconds < inf:
             self._grace_seconds = max(self._grace_seconds, no_load_seconds * STALL_ROUND_TRIPS)
         self._set_ceilings()
+
+    def set_calm(self, is_calm: bool, now: float) -> None:
+        """Whether the node is free, or its limit has just begun: that may be noise, and nobody is shed for it."""
+        if is_calm:
+            if self._calm_from is None:
+                self._calm_from = now
+        elif self._calm_from is not None:
+            self._excuse(self._calm_from, now)
+            self._calm_from = None
 
     def wait(
         self, request: R, priority: Priority, now: float, deadline: float
@@ -212,18 +224,18 @@ class Admission(Generic[R]):
         if not self.waiting:
             return None
         first = min(queue[0].gives_up_at for queue in self._queues if queue)
-        return first if first <= self._stalls_from else self._ends_first
+        return first if self._calm_from is None and first <= self._stalls_from else self._ends_first
 
     def oldest_wait_seconds(self, now: float) -> float:
         """How long the node's next request has waited: its queueing time, for people and for others to pace by."""
         return max((now - waiter.since for queue in self._queues for waiter in queue[:1]), default=0.0)
 
-    def _excuse(self, now: float) -> None:
-        """A stall ends now: those who waited meanwhile give up later by as much."""
+    def _excuse(self, begin: float, now: float) -> None:
+        """The time since ``begin`` does not count: those who waited meanwhile give up later by as much."""
         for queue in self._queues:
             for waiter in queue:
-                stalled_seconds = now - max(self._stalls_from, waiter.since)
-                waiter.gives_up_at = min(waiter.gives_up_at + stalled_seconds, waiter.ends_at)
+                excused_seconds = now - max(begin, waiter.since)
+                waiter.gives_up_at = min(waiter.gives_up_at + excused_seconds, waiter.ends_at)
             queue.sort(key=_gives_up_at)
 
     def _end(self, now: float) -> list[Shed[R]]:
@@ -237,6 +249,8 @@ class Admission(Generic[R]):
 
     def _give_up(self, now: float) -> list[Shed[R]]:
         """Shed whose wait is over, and with the first of them all who are less important."""
+        if self._calm_from is not None:
+            return []
         until = min(now, self._stalls_from)
         shed: list[Shed[R]] = []
         for queue in self._queues:

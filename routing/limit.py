@@ -11,7 +11,8 @@ queue at the node, equals sqrt(estimate): enough to keep the node busy while req
 **A node that holds nobody up has no limit**: it is free. So it is while its round trips are about those at no load, or
 within the **slack**, which is too short to refuse anyone for. The first window that shows a queue sets the limit to
 what Little's law says of that window: the requests in flight times the gradient, and the queue of the square root.
-From then on the formula above moves it, until a few windows in a row show no queue. So neither noise, nor a burst, nor
+From then on the formula above moves it, until a few windows in a row show no queue; and only if it lasts is it a reason
+to refuse anyone (``is_calm``). So neither noise, nor a burst, nor
 a proxy that is slower than its nodes makes anybody wait, and an overload is met within a round trip.
 
 Sources: L. Brakmo and L. Peterson, "TCP Vegas: end to end congestion avoidance on a global Internet", IEEE JSAC
@@ -41,6 +42,7 @@ GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before sm
 QUEUE_FROM = 0.9  # a gradient below this shows a queue
 STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
 FREE_WINDOWS = 5  # so many in a row without one, and the node is free
+LIMITED_WINDOWS = 10  # it must have been limited for so many before its limit is a reason to refuse anyone
 TIMED_MAX = 32  # more at once would say nothing more
 PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
 
@@ -67,6 +69,7 @@ class Limit:
         "_calm_windows",
         "_is_known",
         "_is_slow_since",
+        "_limited_windows",
         "_observed_at",
         "_probe_until",
         "_probed_top",
@@ -80,6 +83,7 @@ class Limit:
         "_top",
         "_window_from",
         "estimate",
+        "is_calm",
         "is_free",
         "is_probing",
         "no_load_seconds",
@@ -90,6 +94,7 @@ class Limit:
     def __init__(self, rules: LimitRules, now: float) -> None:
         self._rules = rules
         self.estimate = float(rules.first)
+        self.is_calm = True  # free, or not free for a moment only: nobody need be shed yet
         self.is_free = False  # nothing queues at the node, and the estimate is the ceiling
         self.tightening = 1.0  # less than 1 while a migration touches the node
         self.permits = rules.first  # how many requests the node may owe now
@@ -105,7 +110,8 @@ class Limit:
             1 - PROBE_SOON
         )  # what is seen at first may be a full queue
         self._is_slow_since = inf  # since when all round trips are more than the gradient can express
-        self._calm_windows = 0  # in a row
+        self._calm_windows = 0  # in a row, without a queue
+        self._limited_windows = 0  # in a row, while not free
         self._observed_at = now
         self._stalled_from = self._stalled_until = now  # the last stall
         self._probe_until = now
@@ -150,11 +156,6 @@ class Limit:
         self._permit()
         return True
 
-    def end_freedom(self) -> None:
-        """More is in flight than the ceiling: from now on that is the limit, until nothing queues again."""
-        self.is_free = False
-        self._calm_windows = 0
-
     def tighten(self, factor: float) -> None:
         """Allow ``factor`` of what the round trips would, above 0 and up to 1, and the floor; until told otherwise.
 
@@ -183,6 +184,8 @@ class Limit:
                 self._renew(before, now)
             return
         self._move(gradient, now)
+        self._limited_windows = 0 if self.is_free else self._limited_windows + 1
+        self.is_calm = self._limited_windows < LIMITED_WINDOWS
         is_slow = now - self._is_slow_since >= rules.probe_seconds * PROBE_SOON
         if is_slow or now - self._renewed_at >= rules.probe_seconds:
             self._renew(before, now)
@@ -193,8 +196,8 @@ class Limit:
             self._is_slow_since = inf
         else:
             self._is_slow_since = min(self._is_slow_since, now)
-        is_calm = gradient == 1.0 if self._top * 2 >= estimate else gradient >= QUEUE_FROM
-        self._calm_windows = self._calm_windows + 1 if is_calm and self._is_known else 0
+        has_queue = gradient < 1.0 if self._top * 2 >= estimate else gradient < QUEUE_FROM
+        self._calm_windows = 0 if has_queue or not self._is_known else self._calm_windows + 1
         if self.is_free:
             if gradient >= QUEUE_FROM:
                 return

@@ -623,13 +623,9 @@ class OverloadSettings:
         ),
     ] = True
     limit_min: Annotated[int, Says("The least such limit.", at_least=1)] = 4
-    limit_max: Annotated[
-        int,
-        Says(
-            "The greatest. A node at which nothing queues has no limit until it owes more than this.",
-            at_least=1,
-        ),
-    ] = 1024
+    limit_max: Annotated[int, Says("The greatest. A node at which nothing queues has none.", at_least=1)] = (
+        1024
+    )
     slack_ms: Annotated[
         float,
         Says(

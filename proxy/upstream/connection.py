@@ -162,8 +162,6 @@ class NodeConnection(Endpoint):
         out = self.out
         if not out or self.is_closed:
             return
-        if self.is_free and len(self.owed) > self.load.owed_max:
-            self.load.end_freedom()
         if self.hub.now - self._timed_at > TIMED_EVERY_SECONDS:
             self._timed_at = now = self.hub.clock()
             last = self.answered_total + len(self.owed)

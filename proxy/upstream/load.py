@@ -100,7 +100,6 @@ class NodeLoad(Admission[Waiting]):
         "answered_total",
         "is_free",
         "limiter",
-        "owed_max",
         "round_trip_seconds",
         "shed_total",
     )
@@ -111,8 +110,8 @@ class NodeLoad(Admission[Waiting]):
         self._loads = loads
         self.address = address
         self.limiter = Limit(rules.limit, now)
+        self.set_calm(True, now)
         self.is_free = not rules.is_adaptive
-        self.owed_max = rules.limit.ceiling if rules.is_adaptive else NO_LIMIT
         self._connections: list[Shared] = []
         self.round_trip_seconds = 0.0  # the last that was measured
         self.answered_total = 0
@@ -148,12 +147,8 @@ class NodeLoad(Admission[Waiting]):
         """One was measured; see ``Limit.observe``."""
         self.round_trip_seconds = seconds
         if self._loads.rules.is_adaptive and self.limiter.observe(seconds, in_flight, now, own_seconds):
+            self.set_calm(self.limiter.is_calm, now)
             self._adopt_limit()
-
-    def end_freedom(self) -> None:
-        """One of the node's connections owes more than the greatest limit: from now on that counts."""
-        self.limiter.end_freedom()
-        self._adopt_limit()
 
     def _adopt_limit(self) -> None:
         limiter = self.limiter

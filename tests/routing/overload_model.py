@@ -179,6 +179,7 @@ def run(world: World, *, critical_alone: float = 0.0, is_limited: bool = True) -
             admission.answered(answered_total - before, now)
             if (sample := timed.answered(answered_total, now)) is not None:
                 if limit.observe(*sample, now) and is_limited:
+                    admission.set_calm(limit.is_calm, now)
                     admission.limit(limit.permits, no_load_seconds=limit.no_load_seconds)
                     told.limits.append((now, limit.estimate))
         served, shed = admission.serve(now)
@@ -409,6 +410,7 @@ def run_busy(world: Busy, *, is_limited: bool = True, rules: LimitRules | None =
                 node.admission.answered(count, now)
                 if (sample := node.timed.answered(node.answered_total, now)) is not None:
                     if node.limit.observe(*sample, now, own_seconds) and is_limited:
+                        node.admission.set_calm(node.limit.is_calm, now)
                         node.admission.limit(node.limit.permits, no_load_seconds=node.limit.no_load_seconds)
                         told.permits_min = min(told.permits_min, node.limit.permits)
             served, shed = node.admission.serve(now)
