@@ -641,7 +641,7 @@ class OverloadSettings:
             at_least=1,
             at_most=DAY_SECONDS * 1000,
         ),
-    ] = 1000.0
+    ] = 5000.0
     wait_normal_ms: Annotated[
         float, Says("The same for a normal request, while the node answers.", at_least=0, at_most=10_000)
     ] = 20.0
