@@ -46,6 +46,7 @@ class Lives:
     def __init__(self, doors: Doors, load: Load, tally: Tally, options: LifeOptions) -> None:
         self.views: list[View] = []  # open ones
         self.unanswered: list[View] = []  # OPEN was sent, and no answer came
+        self._answered: set[int] = set()  # snapshots whose OPEN was answered, also if their CLOSE then was not
         self._doors = doors
         self._load = load
         self._tally = tally
@@ -130,6 +131,7 @@ class Lives:
             self.unanswered.append(view)
             return None
         view.on_opened(snapshot_id)
+        self._answered.add(snapshot_id)
         self._tally.opened += 1
         self._tally.open_seconds.append(trio.current_time() - sent_at)
         self.views.append(view)
@@ -200,9 +202,9 @@ class Lives:
         unanswered, self.unanswered = self.unanswered, []
         if not isinstance(self._doors, Snapshots) or len(unanswered) != 1:
             return
-        known = {view.id for view in self.views}
         for snapshot_id in await self._doors.open_ids(door):
-            if snapshot_id not in known:
+            if snapshot_id not in self._answered:
+                self._answered.add(snapshot_id)
                 [view] = unanswered
                 view.on_opened(snapshot_id)
                 self.views.append(view)
