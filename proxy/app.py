@@ -76,7 +76,7 @@ from proxy.topology.secret import token_secret
 from proxy.topology.service import Topology
 from proxy.topology.stage_log import StageLog
 from proxy.upstream.connect import Dialer
-from proxy.upstream.load import LoadFacts, rules_of
+from proxy.upstream.load import LoadFacts, Loads, rules_of
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.explain import Explanation
@@ -84,7 +84,7 @@ from routing.levels import ReadLevel
 from routing.priority import parse_priority
 from routing.promotion import Stage, stage_event
 from routing.timeline import TimelineLimits
-from routing.topology import Address, Node, Role
+from routing.topology import Address, Node
 
 STOP_CHECK_SECONDS = 0.02
 EXPLAIN_SECONDS_MAX = (
@@ -166,14 +166,14 @@ class Proxy:
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.hub.run)
-                overload = rules_of(settings.overload)
-                self.nodes = Nodes(dialer, nursery, cluster.request_deadline_seconds, rules=overload)
+                self.loads = Loads(rules_of(settings.overload))
+                self.nodes = Nodes(dialer, nursery, cluster.request_deadline_seconds, loads=self.loads)
                 self.replica_nodes = Nodes(
                     replace(dialer, is_readonly=True),
                     nursery,
                     settings.reads.replica_timeout_seconds,
                     lanes=(Lane.READ,),
-                    rules=overload,
+                    loads=self.loads,
                 )
                 self.replicas = Replicas(self.replica_nodes, self.topology, replica_options(settings))
                 self.monitor = Monitor(
@@ -208,8 +208,7 @@ class Proxy:
                 if with_signals:
                     await nursery.start(self._await_signals)
                 nursery.start_soon(self.nodes.watch)
-                nursery.start_soon(self.nodes.loads.run)
-                nursery.start_soon(self.replica_nodes.loads.run)
+                nursery.start_soon(self.loads.run)
                 nursery.start_soon(self.replica_nodes.watch)
                 nursery.start_soon(self.cache.run)
                 if self.memcached is not None:
@@ -369,9 +368,8 @@ class Proxy:
         self.topology.refresh_soon()  # else the wait that has begun lasts as long as before
 
     def _load_of(self, node: Node) -> LoadFacts | None:
-        """A primary's, or a replica's as far as reads go there; None: it was not connected to yet."""
-        nodes = self.nodes if node.role is Role.PRIMARY else self.replica_nodes
-        load = nodes.loads.known(node.address)
+        """None: there is no connection to it."""
+        load = self.loads.known(node.address)
         return None if load is None else load.facts(trio.current_time())
 
     def _admin_server(self) -> AdminServer:
@@ -444,8 +442,7 @@ class Proxy:
         yield from self.snapshots.samples()
         yield from self.exchange.hot.samples()
         yield from self.cache.samples()
-        yield from self.nodes.loads.samples()
-        yield from self.replica_nodes.loads.samples()
+        yield from self.loads.samples()
         for kind, count in self.exchange.redirects_total.items():
             yield Sample(REDIRECTS, count, (kind,))
         for connection in self.nodes.connections():

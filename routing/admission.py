@@ -167,10 +167,10 @@ class Admission(Generic[R]):
         Stalls do not count, but not even they make it wait longer than ``critical`` may.
 
         The result is its place in the queue, None if there is none, and who is shed: itself, or a less important one
-        that makes room.
+        that makes room. While the node is calm there is always room.
         """
         shed: list[Shed[R]] = []
-        if self.waiting >= self._rules.waiting_max:
+        if self.waiting >= self._rules.waiting_max and self._calm_from is None:
             last = next((queue for queue in reversed(self._queues[priority + 1 :]) if queue), None)
             if last is None:
                 return None, [Shed(request, priority, ShedReason.QUEUE_FULL, 0.0)]
@@ -215,6 +215,10 @@ class Admission(Generic[R]):
                 break
         self._set_ceilings()
         return served, shed
+
+    def waiters(self) -> list[Waiter[R]]:
+        """All, the more important first."""
+        return [waiter for queue in self._queues for waiter in queue]
 
     def next_give_up(self) -> float | None:
         """When somebody will give up if the node answers nothing until then; None if nobody waits.

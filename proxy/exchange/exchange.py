@@ -185,9 +185,9 @@ class Exchange:
             if load is not None and load is not permitted and not load.has_permit(priority):
                 assert priority is not None
                 refused = await load.permitted(priority, deadline)
-                if refused is not None:
+                if refused:
                     return refused
-                permitted = load
+                permitted = load if refused is None else None
                 continue  # what was found above may have changed meanwhile
             permitted = None
             if connection is None:

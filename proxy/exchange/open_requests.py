@@ -22,7 +22,7 @@ by one task. Either way the client is held (``is_held``) until every retry is an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -40,6 +40,7 @@ from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import ReplySlot, Requester
 from routing.command import Command
 from routing.keys import key_positions, write_positions
+from routing.priority import PriorityRule
 from routing.proof import Refusal
 from routing.redirect import SCRIPT_COMMANDS, Ask, Moved, NoScript, Wait
 
@@ -67,6 +68,17 @@ class RequestSlot(ReplySlot):
     def keys_run(self) -> set[bytes]:
         """Those of its keys on which it has run, as far as is known."""
         return self.keys() if self.reply is not None else set()
+
+    @property
+    def priority(self) -> int:
+        """Whose permits it may have."""
+        client = self.requester
+        assert isinstance(client, OpenRequests)
+        if not client.priority_rules or not self.raw:
+            return client.priority
+        arguments: list[bytes] = decode(self.raw)
+        positions = key_positions(self.command, arguments)
+        return client.priority_of(arguments[positions[0]]) if positions else client.priority
 
     @property
     def may_write(self) -> bool:
@@ -108,7 +120,7 @@ class RequestSlot(ReplySlot):
             lane=Lane.READ if self.command.only_reads else Lane.WRITE,
             from_script=self.command.name in SCRIPT_COMMANDS,
             writes=self.keys_written(),
-            priority=self.requester.priority,
+            priority=self.priority,
         )
 
 
@@ -200,7 +212,11 @@ class OpenRequests(Requester):
         self._preserving_for = 0  # the snapshot for which the above are
         self._preserves_several = False  # the refusal may be because of a key of a later write than the next
         self.priority = NORMAL  # an exact int: see ``permits``
+        self.priority_rules: Sequence[PriorityRule] = ()  # for keys
         self.permits = Permits(self)
+        self._let_through: RequestSlot | None = (
+            None  # it had a permit, and only its connection has to be found
+        )
         # Of this pass over its requests, which is one synchronous step:
         self._is_collecting = False  # replicas get reads, which the hub sends at the end of the turn
         self._went_to_owner = False  # something was sent to an owner
@@ -271,11 +287,19 @@ class OpenRequests(Requester):
         if (
             isinstance(route, NodeConnection)
             and route.ready
-            and (has_permit or route.load.has_permit(self.priority))
+            and (has_permit or route.load.has_permit(slot.priority))
         ):
             route.queue(slot)
         else:
+            self._let_through = slot if has_permit else None
             self.send_to_owner(slot)
+
+    def priority_of(self, key: bytes) -> int:
+        """Of a request whose first key this is."""
+        for rule in self.priority_rules:
+            if key.startswith(rule.prefix):
+                return rule.priority
+        return self.priority
 
     def has_permit(self, hash_slot: int, priority: int, *, only_reads: bool) -> bool:
         """Whether the client's next request, on this slot, may be sent to its owner now.
@@ -295,7 +319,10 @@ class OpenRequests(Requester):
                 route = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
             if route is not None:
                 loads.add(route.load)
-        return all(load.has_permit(priority) or self.permits.may_pass(load, priority) for load in loads)
+        if not all(load.has_permit(priority) or self.permits.may_pass(load, priority) for load in loads):
+            return False
+        self.permits.go()
+        return True
 
     def may_read_elsewhere(self, only_reads: bool) -> bool:
         """Whether the next command may be served by a replica: it reads, and nothing of this client is in flight.
@@ -555,7 +582,9 @@ class OpenRequests(Requester):
         match slot.redirect:
             case Moved(_, address) | Ask(_, address):
                 target = self.exchange.routes.node(address, self.resp, lane)
-                if target is None or not target.load.has_permit(self.priority):
+                if target is None:
+                    return None
+                if slot is not self._let_through and not target.load.has_permit(slot.priority):
                     return None
                 return target
         return None

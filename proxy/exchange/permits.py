@@ -27,7 +27,18 @@ SCAN_MAX = 1 << 20
 class Permits(Waiting):
     """Who asks: a request for which ``load.has_permit(priority)`` is false."""
 
-    __slots__ = ("_client", "_hurries", "_load", "_place", "granted", "is_waiting", "refusal", "scan_max")
+    __slots__ = (
+        "_client",
+        "_load",
+        "_passed",
+        "_place",
+        "_since",
+        "_waited_seconds",
+        "granted",
+        "is_waiting",
+        "refusal",
+        "scan_max",
+    )
 
     def __init__(self, client: OpenRequests) -> None:
         self._client = client
@@ -35,7 +46,11 @@ class Permits(Waiting):
         self.granted: NodeLoad | None = None  # whose permit its next request has, until the end of this step
         self.refusal: bytes | None = None  # the reply to its next request, which was shed
         self.scan_max = SCAN_MAX
-        self._hurries = False  # what it sent has waited as long as one that was shed
+        self._since = 0.0  # when its wait began
+        # So long one that was shed has waited, and what it sent behind that as well; None: that is not so.
+        self._waited_seconds: float | None = None
+        # Where its next request has had a permit while it waits for another node's: it need not wait there again.
+        self._passed: set[NodeLoad] = set()
         self._place: Waiter[Waiting] | None = None
         self._load: NodeLoad | None = None
 
@@ -46,15 +61,26 @@ class Permits(Waiting):
         """
         if self.granted is load:
             self.granted = None
-            load.give_back(1)  # who queues the request counts it
+            load.use_permit()
+            self._passed.add(load)
+            return True
+        if load in self._passed:
             return True
         self.scan_max = SCAN_FIRST
-        now = trio.current_time()
+        if self._waited_seconds is not None:
+            load.shed_at_once(self, priority, self._waited_seconds)
+            return False
+        self._since = now = trio.current_time()
         deadline = now + self._client.exchange.deadline_seconds
         self.is_waiting = True
         self._load = load
-        self._place = load.wait_for_permit(self, priority, now, deadline, at_once=self._hurries)
+        self._place = load.wait_for_permit(self, priority, now, deadline)
         return False
+
+    def go(self) -> None:
+        """The request has all the permits that it needs."""
+        if self._passed:
+            self._passed.clear()
 
     def on_permit(self, load: NodeLoad) -> None:
         self.is_waiting = False
@@ -63,24 +89,32 @@ class Permits(Waiting):
         self._client.hub.touched(self._client)
 
     def on_shed(self, reply: bytes) -> None:
+        if self._waited_seconds is None:
+            self._waited_seconds = trio.current_time() - self._since
         self.is_waiting = False
         self._place = None
         self.refusal = reply
-        self._hurries = True
+        self._client.hub.touched(self._client)
+
+    def on_change(self) -> None:
+        self.is_waiting = False
+        self._place = None
         self._client.hub.touched(self._client)
 
     def take_refusal(self) -> bytes | None:
         """The reply to the client's next request, if that was shed."""
         refusal, self.refusal = self.refusal, None
+        if refusal is not None:
+            self._passed.clear()
         return refusal
 
     def end_pass(self, *, is_all: bool) -> None:
-        """What the client may send now was looked at; ``is_all``: and nothing is left of it."""
+        """What the client may send now was looked at; ``is_all``: and no whole request is left of it."""
         if self.granted is not None:
             load, self.granted = self.granted, None
             load.give_up_permit()
         if is_all:
-            self._hurries = False
+            self._waited_seconds = None
 
     def leave(self) -> None:
         """The client left."""

@@ -120,6 +120,8 @@ class Routes:
             ends = {end for each in new.migrations for end in (each.source_id, each.target_id)}
             touched = [shard.primary.address for shard in new.shards if shard.primary.id in ends]
             self._nodes.loads.touch(frozenset(touched))
+        if former_owners:
+            self._nodes.loads.look_again()
         self._nodes.wake()
 
     def _follow(self, shards: tuple[Shard, ...]) -> None:

@@ -210,7 +210,6 @@ class SplitSlot(RequestSlot):
                 repeatable=self.command.is_readonly,
                 deadline=deadline,
                 writes=single.words[1 :: self.rule.step] if self.may_write else (),
-                priority=self.open_requests.priority,
             )
 
         undone = [part for part in self.parts if part.reply is None]

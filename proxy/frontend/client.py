@@ -177,7 +177,9 @@ class ClientConnection(OpenRequests):
     def _process(self) -> None:
         """Dispatch the complete requests in the unparsed bytes, as far as the client's state and limits allow."""
         unread = self._unread
-        if not unread or self._unread_bytes < self._needed or self._is_paused:
+        if not unread or self._unread_bytes < self._needed:
+            return
+        if self._is_paused and (self.permits.granted is None or self._has_too_much_open()):
             return
         if self._is_closing or self.is_closed:
             return
@@ -197,7 +199,7 @@ class ClientConnection(OpenRequests):
             if self.policy.session is not None and self.policy.needs_check:
                 # Its reply is empty: then what is read here is looked at.
                 self.start_work(_QUIT, self._check_session)
-        permits = self.permits
+        permits, is_all = self.permits, False
         while at < size and not self.is_held and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
             if room <= 0:
@@ -229,6 +231,7 @@ class ClientConnection(OpenRequests):
                 break
             if parsed is None:
                 self._needed = self._parser.needed
+                is_all = True
                 break
             arguments, end = parsed
             raw = bytes(buffer[at:end])
@@ -244,10 +247,11 @@ class ClientConnection(OpenRequests):
                     self.commands -= 1
                     buffer, at = raw + bytes(buffer[at:]), 0
                     size = len(buffer)
-                    break
+                    if permits.refusal is None:
+                        break
         if self._is_collecting:
             self.end_pass()
-        permits.end_pass(is_all=at >= size)
+        permits.end_pass(is_all=is_all or at >= size)
         if at < size and not self.is_closed and growing is None:
             rest = buffer[at:] if at else buffer
             if self._parser.resuming and HELD_BYTES_MAX < len(rest) > self._needed // 2:
@@ -335,6 +339,8 @@ class ClientConnection(OpenRequests):
                 self._preserve_refusal = None
                 self.preserve({hash_slot: [key]})  # alone, for the refusal may be another's
             elif (refusal := self.take_preserve_refusal()) is None:
+                if not self.has_permit(hash_slot, self.priority_of(key), only_reads=False):
+                    return untaken + sum(len(item[1]) for item in rest)
                 self.preserve(missing, several=sum(map(len, missing.values())) > 1)
             else:
                 self.commands += 1
@@ -522,7 +528,9 @@ class ClientConnection(OpenRequests):
             return None
         refusal = self.take_preserve_refusal()
         if refusal is None:
-            self.preserve(missing)
+            # A node that is asked for too much is not asked to preserve for what it would not do then.
+            if self.has_permits(missing, self.priority, only_reads=False):
+                self.preserve(missing)
             return False
         if self.transaction is not None:
             self.transaction = None
@@ -575,6 +583,7 @@ class ClientConnection(OpenRequests):
         fast: FastReads | None = None
         hits: list[bytes] = []
         untaken = 0
+        permits = self.permits
         self.commands += len(found)
         self._last_command = found[-1][0]
         for command, raw, hash_slot, key in found:
@@ -584,7 +593,8 @@ class ClientConnection(OpenRequests):
                 if reply is not None:
                     hits.append(reply)
                     continue
-                if reads.cache.is_read_again(key):
+                # One that waited for its permit was seen already, when it came.
+                if permits.granted is None and reads.cache.is_read_again(key):
                     if hits:
                         self._reply_all(hits)
                     self.exchange.snapshot_fetches.read(self, raw, hash_slot, key, shelf)
@@ -851,13 +861,6 @@ class ClientConnection(OpenRequests):
         """``asked``: by the client for all that it sends; None: as the rules for keys and the listener say."""
         self.priority = int(self.listener_priority if asked is None else asked)
         self.priority_rules = self.server.priority_rules if asked is None else ()
-
-    def priority_of(self, key: bytes) -> int:
-        """Of a request whose first key this is."""
-        for rule in self.priority_rules:
-            if key.startswith(rule.prefix):
-                return rule.priority
-        return self.priority
 
     def _steady(self, arguments: list[bytes]) -> None:
         if (closed := answers.gate(self, None)) is not None:
@@ -1176,14 +1179,22 @@ class ClientConnection(OpenRequests):
             self._process()
         self._pace()
 
+    def _unsent_bytes(self) -> int:
+        unsent = self.transport.unsent_bytes
+        if len(self.slots) > REPLIES_SUMMED_FROM:
+            unsent += sum(len(slot.reply) for slot in self.slots if slot.reply is not None)
+        return unsent
+
+    def _has_too_much_open(self) -> bool:
+        """More than may be, whatever it sends: then nothing more is dispatched."""
+        limits = self.limits
+        return len(self.slots) >= limits.open_requests_max or self._unsent_bytes() > limits.unsent_bytes_max
+
     def _pace(self) -> None:
         """Pause, resume, or end the client by what it has open, unsent and unparsed."""
         if self.is_closed:
             return
-        unsent = self.transport.unsent_bytes
-        open_requests = len(self.slots)
-        if open_requests > REPLIES_SUMMED_FROM:
-            unsent += sum(len(slot.reply) for slot in self.slots if slot.reply is not None)
+        open_requests, unsent = len(self.slots), self._unsent_bytes()
         limits = self.limits
         if unsent > limits.unsent_bytes_hard_max:
             self.close(f"more than {limits.unsent_bytes_hard_max} reply bytes unsent")

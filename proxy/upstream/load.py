@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,6 +74,10 @@ class Waiting(ABC):
     def on_shed(self, reply: bytes) -> None:
         """It gets none; the error reply says why."""
 
+    @abstractmethod
+    def on_change(self) -> None:
+        """Slots changed their owners: it waits no more, and should look where its request goes now."""
+
 
 class Shared(Protocol):
     """What is known here of a connection."""
@@ -98,6 +102,7 @@ class NodeLoad(Admission[Waiting]):
         "_shed_per_answered",
         "address",
         "answered_total",
+        "granted",
         "is_free",
         "limiter",
         "round_trip_seconds",
@@ -113,6 +118,7 @@ class NodeLoad(Admission[Waiting]):
         self.set_calm(True, now)
         self.is_free = not rules.is_adaptive
         self._connections: list[Shared] = []
+        self.granted = 0  # permits that were given to who waited, and are not used yet
         self.round_trip_seconds = 0.0  # the last that was measured
         self.answered_total = 0
         self.shed_total = 0
@@ -122,6 +128,7 @@ class NodeLoad(Admission[Waiting]):
 
     def add(self, connection: Shared) -> None:
         """A connection to the node was opened."""
+        self._loads.keep(self)
         self._connections.append(connection)
         connection.is_free = self.is_free
 
@@ -129,6 +136,11 @@ class NodeLoad(Admission[Waiting]):
         """It ended, and ``owed`` requests on it are not answered any more."""
         self._connections.remove(connection)
         self.give_back(owed)
+        self._loads.forget(self.address)
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._connections)
 
     def owed(self) -> int:
         """What the node's connections owe."""
@@ -155,7 +167,7 @@ class NodeLoad(Admission[Waiting]):
         self.limit(limiter.permits, limiter.tightening, limiter.no_load_seconds)
         if limiter.is_free != self.is_free:
             if self.is_free:
-                self.in_flight = self.owed()
+                self.in_flight = self.owed() + self.granted
             self.is_free = limiter.is_free
             for connection in self._connections:
                 connection.is_free = connection.ready and self.is_free
@@ -167,37 +179,52 @@ class NodeLoad(Admission[Waiting]):
             self._adopt_limit()
 
     def wait_for_permit(
-        self, who: Waiting, priority: int, now: float, deadline: float, *, at_once: bool = False
+        self, who: Waiting, priority: int, now: float, deadline: float
     ) -> Waiter[Waiting] | None:
         """``who`` waits, if there is a place. It may be told within this call that it is shed, and gets None then."""
-        place, shed = self.wait(who, Priority(priority), now, now if at_once else deadline)
+        place, shed = self.wait(who, Priority(priority), now, deadline)
         for each in shed:
             self._shed_one(each)
         if place is not None:
-            if at_once:
-                self.leave(place)
-                self._shed_one(Shed(who, place.priority, ShedReason.WAITED, 0.0))
-                return None
             self._loads.on_waiting(self)
         return place
+
+    def shed_at_once(self, who: Waiting, priority: int, waited_seconds: float) -> None:
+        """``who`` has waited as long as one that was shed, in that one's client."""
+        self._shed_one(Shed(who, Priority(priority), ShedReason.WAITED, waited_seconds))
+
+    def look_again(self) -> None:
+        """Slots changed their owners: who waits may have to go elsewhere."""
+        for waiter in self.waiters():
+            self.leave(waiter)
+            waiter.request.on_change()
 
     def serve_waiting(self, now: float) -> None:
         """Give free permits to who waits, and shed whose wait is over."""
         served, shed = self.serve(now)
         for waiter in served:
-            self._loads.waits[waiter.priority].observe(now - waiter.since)
+            self._loads.waits[waiter.priority].observe(max(0.0, now - waiter.since))
+            self.granted += 1
             waiter.request.on_permit(self)
         for each in shed:
             self._shed_one(each)
 
+    def use_permit(self) -> None:
+        """Who waited uses its permit: whoever queues the request, in this step, counts it."""
+        self.granted -= 1
+        self.give_back(1)
+
     def give_up_permit(self) -> None:
         """Who waited got a permit and has no use for it."""
-        self.give_back(1)
+        self.use_permit()
         if self.waiting:
             self.serve_waiting(self._loads.clock())
 
     async def permitted(self, priority: int, deadline: float) -> bytes | None:
-        """Wait, as a task. None: there is a permit for a request that is queued in this step; else an error reply."""
+        """Wait, as a task. None: there is a permit for a request that is queued in this step; else an error reply.
+
+        b"": slots have changed their owners meanwhile, so the request may have to go elsewhere.
+        """
         if self.has_permit(priority):
             return None
         task = _WaitingTask()
@@ -209,7 +236,7 @@ class NodeLoad(Admission[Waiting]):
                 self.leave(place)
             raise
         if task.has_permit:
-            self.give_back(1)  # who queues the request counts it
+            self.use_permit()
         return task.reply
 
     def _shed_one(self, shed: Shed[Waiting]) -> None:
@@ -221,10 +248,12 @@ class NodeLoad(Admission[Waiting]):
 
     def _rate(self, now: float) -> None:
         """See how many are shed for each that is answered, if it was not seen just now."""
-        if now - self._rated_at < RATE_SECONDS:
+        elapsed = now - self._rated_at
+        if elapsed < RATE_SECONDS:
             return
         shed, answered = self.shed_total - self._shed_before, self.answered_total - self._answered_before
-        self._shed_per_answered = shed / max(1, answered)
+        # It is seen at each shed; so none was for a while.
+        self._shed_per_answered = shed / max(1, answered) if elapsed < RATE_SECONDS * 2 else 0.0
         self._shed_before, self._answered_before = self.shed_total, self.answered_total
         self._rated_at = now
 
@@ -262,9 +291,13 @@ class _WaitingTask(Waiting):
         self.reply = reply
         self.told.set()
 
+    def on_change(self) -> None:
+        self.reply = b""
+        self.told.set()
+
 
 class Loads:
-    """Of all nodes of one kind of connections, made when first asked for."""
+    """Of all nodes that there are connections to. One per proxy."""
 
     def __init__(
         self, rules: OverloadRules | None = None, clock: Callable[[], float] = trio.current_time
@@ -291,12 +324,20 @@ class Loads:
         """The node's, if it was ever connected to."""
         return self._of.get(address)
 
-    def retain(self, addresses: Collection[Address]) -> None:
-        """Forget all other nodes that owe nothing and that nobody waits for."""
-        for address in [address for address in self._of if address not in addresses]:
-            load = self._of[address]
-            if not load.owed() and not load.waiting:
-                del self._of[address]
+    def keep(self, load: NodeLoad) -> None:
+        """It has a connection."""
+        self._of.setdefault(load.address, load)
+
+    def forget(self, address: Address) -> None:
+        """Unless there are connections."""
+        load = self._of.get(address)
+        if load is not None and not load.is_connected:
+            del self._of[address]
+
+    def look_again(self) -> None:
+        """Slots changed their owners."""
+        for load in list(self._waiting):
+            load.look_again()
 
     def touch(self, addresses: frozenset[Address]) -> None:
         """Migrations touch these nodes now, and no others."""

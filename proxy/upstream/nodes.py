@@ -23,7 +23,7 @@ import trio
 from proxy.log import get_logger
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection
-from proxy.upstream.load import Loads, OverloadRules
+from proxy.upstream.load import Loads
 from routing.topology import Address
 
 RECONNECT_SECONDS_FIRST = 0.02
@@ -58,10 +58,10 @@ class Nodes:
         nursery: trio.Nursery,
         request_deadline_seconds: float,
         lanes: Sequence[Lane] = tuple(Lane),
-        rules: OverloadRules | None = None,
+        loads: Loads | None = None,
     ) -> None:
         self.dialer = dialer
-        self.loads = Loads(rules)
+        self.loads = loads or Loads()
         self.on_change: Callable[[Address], None] = lambda address: None  # its connections came or went
         self.connect_failures_total = 0
         self.overdue_total = 0
@@ -114,8 +114,6 @@ class Nodes:
 
     def retain(self, addresses: Iterable[Address]) -> None:
         """Let go of the connections to all other nodes, once what they owe is answered."""
-        addresses = frozenset(addresses)
-        self.loads.retain(addresses.union([key[0] for key in self._connections]))
         for address in set(self._keepers).difference(addresses):
             for scopes in self._keepers.pop(address).values():
                 for scope in scopes:
@@ -221,6 +219,7 @@ class Nodes:
                 await trio.sleep(pause)
         # No longer wanted: the node left the view. What it still owes gets its deadline, then the end.
         self._forget_failure(key)
+        self.loads.forget(address)
         if connection is not None and not connection.is_closed:
             if self._connections.get(key) is connection:
                 del self._connections[key]

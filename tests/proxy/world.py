@@ -33,7 +33,7 @@ from proxy.topology.service import Topology
 from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connect import ConnectError, Dialer
 from proxy.upstream.connection import NodeConnection, PushHandler
-from proxy.upstream.load import NodeLoad, rules_of
+from proxy.upstream.load import Loads, NodeLoad, rules_of
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.slot import SLOT_COUNT
@@ -260,7 +260,7 @@ class World:
         self.replicas_each = replicas
         dialer = FakeDialer(self.hub, "", "", 1.0, unsent_bytes_max, nodes=(*self.nodes, *self.replica_nodes))
         self.topology = Topology()
-        self.upstreams = Nodes(dialer, nursery, DEADLINE_SECONDS, rules=rules_of(settings.overload))
+        self.upstreams = Nodes(dialer, nursery, DEADLINE_SECONDS, loads=Loads(rules_of(settings.overload)))
         nursery.start_soon(self.upstreams.loads.run)
         self.private = PrivateConnections(dialer, 100)
         self.replica_upstreams = Nodes(dialer, nursery, DEADLINE_SECONDS, lanes=(Lane.READ,))

@@ -27,7 +27,7 @@ from proxy.topology.discovery import Discovery
 from proxy.topology.keeper import Keeper
 from proxy.topology.service import Topology
 from proxy.upstream.abandoned import Abandoned
-from proxy.upstream.load import OverloadRules
+from proxy.upstream.load import Loads, OverloadRules
 from proxy.upstream.nodes import Lane, Nodes
 from proxy.upstream.private import PrivateConnections
 from routing.admission import AdmissionRules
@@ -109,8 +109,8 @@ class SimProxy:
             )
         with self._scope:
             async with trio.open_nursery() as nursery:
-                rules = TIGHT if world.seed % 7 in (3, 4) else None
-                self.nodes = Nodes(dialer, nursery, deadline_seconds, rules=rules)
+                loads = Loads(TIGHT if world.seed % 7 in (3, 4) else None)
+                self.nodes = Nodes(dialer, nursery, deadline_seconds, loads=loads)
                 nursery.start_soon(self.nodes.loads.run)
                 replica_nodes = Nodes(
                     replace(dialer, is_readonly=True), nursery, deadline_seconds, lanes=(Lane.READ,)

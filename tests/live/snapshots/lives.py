@@ -46,7 +46,9 @@ class Lives:
     def __init__(self, doors: Doors, load: Load, tally: Tally, options: LifeOptions) -> None:
         self.views: list[View] = []  # open ones
         self.unanswered: list[View] = []  # OPEN was sent, and no answer came
-        self._answered: set[int] = set()  # snapshots whose OPEN was answered, also if their CLOSE then was not
+        self._answered: set[int] = (
+            set()
+        )  # snapshots whose OPEN was answered, also if their CLOSE then was not
         self._doors = doors
         self._load = load
         self._tally = tally
