@@ -96,12 +96,10 @@ def test_shares_are_within_the_bounds_of_the_algorithm(batches: list[list[int]])
     st.lists(st.integers(1, 12), max_size=30),
     st.integers(1, 5),
     st.integers(),
-    st.randoms(use_true_random=False),
 )
-def test_what_was_not_taken_counts_when_it_comes_again(
-    sizes: list[int], every: int, seed: int, random: Random
-) -> None:
+def test_what_was_not_taken_counts_when_it_comes_again(sizes: list[int], every: int, seed: int) -> None:
     """Whatever is taken of each batch, the same commands are looked at as if each came alone."""
+    random = Random(seed)
     count = sum(sizes)
     items = [simple(b"key%d" % number) for number in range(count)]
     in_batches, one_by_one = (sampler(HotSettings(sample_every=every), seed) for _ in range(2))
