@@ -3,6 +3,7 @@
     run
     |- hub                  all plain sockets, in turns
     |- upstream nursery     a keeper for each node connection, tasks of slow requests
+    |- pacing               lets clients go on that had to wait their time
     |- watch                overdue requests
     |- cache                frees what ended snapshots have left in it
     |- memcached            asks it, in worker threads, and finds it again when it was gone
@@ -207,6 +208,7 @@ class Proxy:
                 self.metrics.register_source(self._samples)
                 if with_signals:
                     await nursery.start(self._await_signals)
+                nursery.start_soon(self.server.pacing.run)
                 nursery.start_soon(self.nodes.watch)
                 nursery.start_soon(self.nodes.loads.run)
                 nursery.start_soon(self.replica_nodes.loads.run)
@@ -443,6 +445,7 @@ class Proxy:
         yield from read_samples(self.exchange.reads, self.replicas)
         yield from self.snapshots.samples()
         yield from self.exchange.hot.samples()
+        yield from self.server.users.samples(self.server.clients())
         yield from self.cache.samples()
         yield from self.nodes.loads.samples()
         yield from self.replica_nodes.loads.samples()
