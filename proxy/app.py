@@ -486,6 +486,14 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
         _counter("expired", "Requests that nobody served within the deadline, answered NOTREADY."),
         lambda p: p.exchange.expired_total,
     ),
+    (
+        _counter("retries", "Requests that a node has had and that were sent again."),
+        lambda p: p.exchange.retries.taken_total,
+    ),
+    (
+        _counter("retries_refused", "Times that the retry budget let one of those wait longer."),
+        lambda p: p.exchange.retries.refused_total,
+    ),
     (_counter("scripts_healed", "NOSCRIPT answers healed."), lambda p: p.exchange.scripts.healed_total),
     (
         _counter("snapshot_reads", "Reads of keys at snapshots."),

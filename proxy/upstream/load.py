@@ -301,6 +301,10 @@ class Loads:
             if not load.owed() and not load.waiting:
                 del self._of[address]
 
+    def answered_total(self) -> int:
+        """Requests that nodes have answered."""
+        return sum([load.answered_total for load in self._of.values()])
+
     def touch(self, addresses: frozenset[Address]) -> None:
         """Migrations touch these nodes now, and no others."""
         if addresses == self._touched:
