@@ -17,7 +17,7 @@ from proxy.frontend.pacing import Limit, UserLimits
 from proxy.settings import ClientSettings, ListenerSettings, Settings, UserSettings
 from routing.priority import Priority
 from tests.proxy.exchange.test_open_requests import command
-from tests.proxy.world import Client, World, world_of
+from tests.proxy.world import Client, World, in_turn, world_of
 
 PING, PONG = command("PING"), b"+PONG\r\n"
 BLPOP = command("BLPOP", "list", "0")
@@ -204,6 +204,39 @@ async def test_who_leaves_makes_room() -> None:
         assert not user_limits(world).waiting
 
 
+async def test_a_turn_that_cannot_be_used_is_another_s() -> None:
+    """One whose replies nobody reads cannot go on when it is its turn."""
+    async with world_of(1, settings=with_user(in_flight_max=1)) as world:
+        first, stuck, third = user_of(world), user_of(world), user_of(world)
+        first.send(gets(0, 1))
+        stuck.send(gets(10, 11))
+        third.send(gets(20, 21))
+        stuck.transport.unsent_bytes = 2 << 20
+        stuck.connection._pace()
+        assert stuck.transport.is_paused
+        assert await answer_all(world) == [0, 20]
+        stuck.drain()
+        assert await answer_all(world) == [10]
+        assert user_limits(world).in_flight == user_limits(world)._reserved == 0
+
+
+async def test_who_comes_later_does_not_overtake_who_waits(autojump_clock: MockClock) -> None:
+    """Of a user's rate: at each moment at which a token is there, it is that of who has waited."""
+    async with world_of(1, settings=with_user(requests_per_second=10, requests_burst=3)) as world:
+        first, later = user_of(world), user_of(world)
+        await trio.sleep(1)
+        first.send(PING * 4)
+        await world.settle()
+        assert len(first.replies()) == 3
+        await trio.sleep(0.0999)
+        with in_turn(world.hub):  # the token has come, and the timer's task was not there yet
+            world.server.users.of(b"app").limits.bucket._tokens += 1  # type: ignore[union-attr]  # it has both
+            later.connection.receive(PING)
+        assert later.replies() == []
+        await trio.sleep(0.01)
+        assert [len(first.replies()), len(later.replies())] == [1, 1]
+
+
 async def test_a_blocking_command_does_not_count() -> None:
     """Else the consumers of a queue could keep its producer, the same user, from filling it."""
     async with world_of(1, settings=with_user(in_flight_max=1)) as world:
@@ -231,6 +264,18 @@ async def test_another_user_has_its_own_limits_from_the_next_request_on() -> Non
         await world.settle()
         assert numbers(world.nodes[0].take()) == [1, 2, 3]
         client.connection.close("gone")
+        assert user_limits(world).in_flight == 0
+
+
+async def test_what_is_in_flight_goes_over_to_the_new_user() -> None:
+    settings = Settings(
+        users=(UserSettings("app", "secret", in_flight_max=2), UserSettings("job", "secret", in_flight_max=9))
+    )
+    async with world_of(1, settings=settings) as world:
+        client = user_of(world)
+        client.send(gets(0, 1))
+        assert user_limits(world).in_flight == 1
+        client.send(command("AUTH", "job", "secret"))
         assert user_limits(world).in_flight == 0
 
 
