@@ -7,8 +7,8 @@ the connection that the routes table names. Everything else is parsed in full an
 
 Invariants
 - ``slots`` (of OpenRequests) holds every request that is not answered and written yet, in request order.
-- While the client is held, closing or over a limit, nothing more is parsed: its bytes wait unparsed, and past
-  HELD_BYTES_MAX its socket is not read.
+- While the client is held, closing or over a limit (pacing.py), nothing more is parsed: its bytes wait unparsed, and
+  past HELD_BYTES_MAX its socket is not read.
 - ``is_plain`` is true exactly when a single-key command may be relayed without looking at the client's state.
 """
 
@@ -197,12 +197,14 @@ class ClientConnection(OpenRequests):
         if self._is_closing or self.is_closed:
             return
         commands = self.commands
-        self._commands_max = commands + PASS_REQUESTS_MAX
+        # Reads at replicas go once a round trip, so those of one pass are not parted.
+        at_once = PASS_REQUESTS_MAX if self.policy is None else self.limits.open_requests_max
+        self._commands_max = commands + at_once
         if self._pacer is not None:
             allowed = self._pacer.begin()
             if not allowed:
                 return
-            if allowed < PASS_REQUESTS_MAX:
+            if allowed < at_once:
                 self._commands_max = commands + allowed
         growing = self._growing
         if growing is not None:

@@ -358,6 +358,16 @@ async def test_one_client_s_long_pipeline_leaves_turns_to_others() -> None:
         assert len(noisy.replies()) == 3000 - PASS_REQUESTS_MAX
 
 
+async def test_a_pipeline_of_reads_at_replicas_is_not_parted() -> None:
+    """Each part would be a round trip of its own."""
+    async with world_of(1) as world:
+        client = world.client()
+        client.send(command("STEADY.READ", "EVENTUAL"))
+        assert client.values() == [b"OK"]
+        client.send(PING * PASS_REQUESTS_MAX * 2)
+        assert len(client.replies()) == PASS_REQUESTS_MAX * 2
+
+
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(
     rate=st.sampled_from([0, 20, 300]),
