@@ -3,6 +3,7 @@
     run
     |- hub                  all plain sockets, in turns
     |- upstream nursery     a keeper for each node connection, tasks of slow requests
+    |- pacing               lets clients go on that had to wait their time
     |- watch                overdue requests
     |- cache                frees what ended snapshots have left in it
     |- memcached            asks it, in worker threads, and finds it again when it was gone
@@ -207,6 +208,7 @@ class Proxy:
                 self.metrics.register_source(self._samples)
                 if with_signals:
                     await nursery.start(self._await_signals)
+                nursery.start_soon(self.server.pacing.run)
                 nursery.start_soon(self.nodes.watch)
                 nursery.start_soon(self.loads.run)
                 nursery.start_soon(self.replica_nodes.watch)
@@ -441,6 +443,7 @@ class Proxy:
         yield from read_samples(self.exchange.reads, self.replicas)
         yield from self.snapshots.samples()
         yield from self.exchange.hot.samples()
+        yield from self.server.users.samples(self.server.clients())
         yield from self.cache.samples()
         yield from self.loads.samples()
         for kind, count in self.exchange.redirects_total.items():
@@ -479,6 +482,14 @@ _PLAIN_SAMPLES: tuple[tuple[Family, Callable[[Proxy], float]], ...] = (
     (
         _counter("expired", "Requests that nobody served within the deadline, answered NOTREADY."),
         lambda p: p.exchange.expired_total,
+    ),
+    (
+        _counter("retries", "Requests that a node has had and that were sent again."),
+        lambda p: p.exchange.retries.taken_total,
+    ),
+    (
+        _counter("retries_refused", "Times that the retry budget let one of those wait longer."),
+        lambda p: p.exchange.retries.refused_total,
     ),
     (_counter("scripts_healed", "NOSCRIPT answers healed."), lambda p: p.exchange.scripts.healed_total),
     (

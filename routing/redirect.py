@@ -33,6 +33,7 @@ class Wait:
     """Nobody can run the request right now: keys on both sides, cluster down, node loading, connection lost."""
 
     reason: str
+    was_sent: bool = True  # a node has had it: sending it again is a repetition
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,11 @@ from routing.redirect import (
     parse_redirect,
     wait_seconds,
 )
+from routing.retry_budget import RetryBudget, RetryRules
 from routing.topology import Address
 
 CANCELLED = error("ERR the client left before the command was done")
+NO_RETRY = "; too much of late had to be sent again, so it waits"
 HOPS_MAX = 4  # redirections that are followed at once; further ones wait in between
 
 log = get_logger(__name__)
@@ -90,6 +92,7 @@ class Exchange:
         self.deadline_seconds = request_deadline_seconds
         self.redirects_total = {"moved": 0, "ask": 0, "wait": 0, "noscript": 0}
         self.unknown_outcomes_total = 0
+        self.retries = RetryBudget(RetryRules(), hub.clock())
         self.expired_total = 0  # requests that nobody served within the deadline
         self._nursery = nursery
 
@@ -151,6 +154,7 @@ class Exchange:
         writes: Collection[bytes] = (),
         before: Callable[[NodeConnection, bool], bool] | None = None,
         priority: int | None = None,
+        is_repeated: bool = False,
     ) -> bytes:
         """The reply to one request on one slot, redirections followed and waits done, until the deadline.
 
@@ -159,6 +163,7 @@ class Exchange:
         ``parse_redirect``. ``writes``: the keys that it may write, to be preserved before each sending.
         ``before``: called with the connection, and whether it is asked after ASK, in the step in which the request is
         queued on it; False: not there. ``priority``: it waits for a permit at each node; None: it waits for none.
+        ``is_repeated``: a node has had it already, so that it needs a place in the retry budget.
 
         ``repeatable``: running it twice does no harm, so it is sent again when its reply is lost. Never raises
         for what nodes do: an error reply says it. If cancelled, the command may have run.
@@ -169,7 +174,7 @@ class Exchange:
         target: Address | None = None  # after ASK, for one sending
         permitted: NodeLoad | None = None  # it waited there for a permit, in vain if it goes elsewhere now
         hops = attempt = 0
-        reason = "requests before it took all the time"
+        reason = "a node did not run it" if is_repeated else "requests before it took all the time"
         # Nothing is sent at the deadline: there would be no time for the reply, and a write's outcome unknown.
         while trio.current_time() < deadline:
             if writes and self.preserver.needs(hash_slot, writes, resp):
@@ -191,10 +196,13 @@ class Exchange:
                 continue  # what was found above may have changed meanwhile
             permitted = None
             if connection is None:
-                redirect: Redirect = Wait(self.why_unreachable(hash_slot, target))
+                redirect: Redirect = Wait(self.why_unreachable(hash_slot, target), was_sent=False)
+            elif is_repeated and not self.may_repeat():
+                redirect = Wait(reason.removesuffix(NO_RETRY) + NO_RETRY)
             elif before is not None and not before(connection, target is not None):
-                redirect = Wait(f"the history of {connection.address} is not judged yet")
+                redirect = Wait(f"the history of {connection.address} is not judged yet", was_sent=False)
             else:
+                is_repeated = False
                 reply = None
                 try:
                     with trio.move_on_at(deadline):
@@ -205,7 +213,7 @@ class Exchange:
                     if lost.sent and not repeatable:
                         return self.outcome_unknown(str(lost))
                     self.topology.refresh_soon()
-                    redirect = Wait(str(lost))
+                    redirect = Wait(str(lost), lost.sent)
                 else:
                     if reply is None:
                         late = f"{connection.address} did not reply within {self.deadline_seconds:g} s"
@@ -234,8 +242,9 @@ class Exchange:
                         return reply if reply is not None else b""
                     raw = healed
                     continue
-                case Wait(reason):
+                case Wait(reason, was_sent):
                     hops = HOPS_MAX
+                    is_repeated = is_repeated or was_sent
                 case _:
                     assert_never(redirect)
             if hops >= HOPS_MAX:
@@ -251,9 +260,10 @@ class Exchange:
         deadline = trio.current_time() + self.deadline_seconds
         attempt = 0
         reason = ""
+        is_repeated = False
         while trio.current_time() < deadline:
             connection = self.routes.node(address, resp, Lane.READ if repeatable else Lane.WRITE)
-            if connection is not None:
+            if connection is not None and not (is_repeated and not self.may_repeat()):
                 try:
                     with trio.move_on_at(deadline):
                         return await connection.request(raw)
@@ -264,10 +274,15 @@ class Exchange:
                     reason = str(lost)
                     if lost.sent and not repeatable:
                         return self.outcome_unknown(reason)
+                    is_repeated = is_repeated or lost.sent
             await self.pause(attempt, deadline)
             attempt += 1
         self.expired_total += 1
         return not_ready(f"node {address}", self.deadline_seconds, reason or self.nodes.failure(address))
+
+    def may_repeat(self) -> bool:
+        """Whether what a node has had may be sent again now. If not, it waits: it is never refused before its time."""
+        return self.retries.take(trio.current_time(), self.nodes.loads.answered_total())
 
     async def pause(self, attempt: int, deadline: float) -> None:
         """Wait a little, longer with each attempt, and less when connections or the view change."""

@@ -121,6 +121,7 @@ class RequestSlot(ReplySlot):
             from_script=self.command.name in SCRIPT_COMMANDS,
             writes=self.keys_written(),
             priority=self.priority,
+            is_repeated=isinstance(self.redirect, Wait) and self.redirect.was_sent,
         )
 
 
@@ -518,11 +519,16 @@ class OpenRequests(Requester):
             self.hub.touched(self)
         else:
             self.exchange.topology.refresh_soon()
-            self.retry(slot, f"the connection to {connection.address} ended", connection.waiting_since)
+            self._retry(
+                slot,
+                Wait(f"the connection to {connection.address} ended", sent),
+                connection.waiting_since,
+            )
+            self.hub.touched(self)
 
     def retry(self, slot: RequestSlot, reason: str, since: float | None = None) -> None:
         """``slot`` was not run: send it when it can be. ``since``: when it began to wait, if not now."""
-        self._retry(slot, Wait(reason), since)
+        self._retry(slot, Wait(reason, was_sent=False), since)
         self.hub.touched(self)
 
     def _retry(self, slot: RequestSlot, redirect: Moved | Ask | Wait, since: float | None = None) -> None:

@@ -42,7 +42,9 @@ class Permits(Waiting):
 
     def __init__(self, client: OpenRequests) -> None:
         self._client = client
-        self.is_waiting = False  # then nothing of the client is looked at
+        self.is_waiting = (
+            False  # then nothing of the client is looked at; frontend.pacing holds it by this, too
+        )
         self.granted: NodeLoad | None = None  # whose permit its next request has, until the end of this step
         self.refusal: bytes | None = None  # the reply to its next request, which was shed
         self.scan_max = SCAN_MAX

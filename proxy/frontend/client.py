@@ -7,8 +7,8 @@ the connection that the routes table names. Everything else is parsed in full an
 
 Invariants
 - ``slots`` (of OpenRequests) holds every request that is not answered and written yet, in request order.
-- While the client is held, closing or over a limit, nothing more is parsed: its bytes wait unparsed, and past
-  HELD_BYTES_MAX its socket is not read.
+- While the client is held, closing or over a limit (pacing.py), nothing more is parsed: its bytes wait unparsed, and
+  past HELD_BYTES_MAX its socket is not read.
 - ``is_plain`` is true exactly when a single-key command may be relayed without looking at the client's state.
 """
 
@@ -55,10 +55,12 @@ from proxy.frontend.answers import (
     ResetAfter,
 )
 from proxy.frontend.answers.info import reply as info_reply
+from proxy.frontend.pacing import Pacer
 from proxy.frontend.server import Server
 from proxy.frontend.snapshots import operator_of_client
 from proxy.frontend.subscriptions import SUBSCRIPTION_COMMANDS, Subscriptions
 from proxy.frontend.transport import Transport
+from proxy.frontend.users import User
 from proxy.log import get_logger
 from proxy.protocol import encode
 from proxy.protocol.replies import decode
@@ -74,9 +76,11 @@ from routing.priority import Priority
 from routing.redirect import SCRIPT_COMMANDS
 from routing.slot import slot_of
 from routing.snapshot_reads import GET, is_plain
+from routing.token_bucket import bucket_of
 
 HELD_BYTES_MAX = 64 * 1024  # unparsed bytes of a held client; past them its socket waits
 HITS_BYTES = 64 * 1024  # of the cache's replies in one slot; how many slots there are is bounded, too
+PASS_REQUESTS_MAX = 256  # of one client in one pass over its bytes; then it is the others' turn
 REPLIES_SUMMED_FROM = 16  # open slots from which finished replies behind an unfinished one are counted
 
 SLOTS_DIFFER = b"-CROSSSLOT Keys in request don't hash to the same slot"
@@ -154,7 +158,18 @@ class ClientConnection(OpenRequests):
         self._silent: set[RequestSlot] = set()  # whose replies CLIENT REPLY drops
         self._hot = exchange.hot
         self.listener_priority = listener_priority
+        self.owner: User = server.users.default  # whose requests these are
+        self._asked_priority: Priority | None = None
         self.set_priority(None)
+        self._commands_before = 0  # when it became that user
+        self._commands_max = 0  # what ``commands`` may become in this pass
+        self._bucket = (
+            bucket_of(settings.requests_per_second, settings.requests_burst, server.pacing.clock())
+            if settings.requests_per_second
+            else None
+        )
+        self._pacer: Pacer | None = None  # None: neither it nor its user has a limit
+        self._choose_pacer()
         self._is_paused = False
         self._is_ended = False  # the client sends nothing more
         self._is_closing = False  # close when all that is owed is sent
@@ -183,6 +198,16 @@ class ClientConnection(OpenRequests):
             return
         if self._is_closing or self.is_closed:
             return
+        commands = self.commands
+        # Reads at replicas go once a round trip, so those of one pass are not parted.
+        at_once = PASS_REQUESTS_MAX if self.policy is None else self.limits.open_requests_max
+        self._commands_max = commands + at_once
+        if self._pacer is not None:
+            allowed = self._pacer.begin()
+            if not allowed:
+                return
+            if allowed < at_once:
+                self._commands_max = commands + allowed
         growing = self._growing
         if growing is not None:
             for chunk in unread:
@@ -202,6 +227,9 @@ class ClientConnection(OpenRequests):
         permits, is_all = self.permits, False
         while at < size and not self.is_held and not self._is_closing:
             room = self.limits.open_requests_max - len(self.slots)
+            left = self._commands_max - self.commands
+            if room > left:
+                room = left
             if room <= 0:
                 break
             if (
@@ -261,6 +289,10 @@ class ClientConnection(OpenRequests):
             else:
                 unread.append(bytes(rest))
         self._unread_bytes = size - at
+        if self._pacer is not None:
+            self._pacer.end(self.commands - commands)
+        if at < size and self.commands >= self._commands_max and not self.is_held and not self._is_closing:
+            self.server.pacing.hold_for_turn(self)
 
     def _relay_simple(self, found: Sequence[Simple]) -> int:
         """Queue plain requests where the routes table says; how many bytes of them were not taken in the end."""
@@ -398,6 +430,7 @@ class ClientConnection(OpenRequests):
     def _relay_by_policy(self, policy: ReadPolicy, found: Sequence[Simple], only_reads: bool) -> int:
         """The same for a client whose reads may go to replicas."""
         if only_reads and (refusal := policy.take_refusal()) is not None:
+            self.commands += len(found)
             for item in found:
                 self._reply(item[0], refusal)
             return 0
@@ -755,6 +788,8 @@ class ClientConnection(OpenRequests):
 
     async def _block(self, command: Command, raw: bytes, hash_slot: int, writes: tuple[bytes, ...]) -> bytes:
         self.is_blocked = True
+        if self._pacer is not None:
+            self._pacer.recount()
         self._unblocked_with = None
         try:
             with trio.CancelScope() as self._block_scope:
@@ -858,8 +893,10 @@ class ClientConnection(OpenRequests):
         self.choose_policy()
 
     def set_priority(self, asked: Priority | None) -> None:
-        """``asked``: by the client for all that it sends; None: as the rules for keys and the listener say."""
-        self.priority = int(self.listener_priority if asked is None else asked)
+        """``asked``: by the client for all that it sends; None: as rules for keys, its user and listener say."""
+        self._asked_priority = asked
+        usual = self.listener_priority if self.owner.priority is None else self.owner.priority
+        self.priority = int(usual if asked is None else asked)
         self.priority_rules = self.server.priority_rules if asked is None else ()
 
     def _steady(self, arguments: list[bytes]) -> None:
@@ -1140,6 +1177,43 @@ class ClientConnection(OpenRequests):
             self.transport.write(data)
             self._pace()
 
+    # -- whose connection it is, and the limits that follow
+
+    @property
+    def user(self) -> bytes:
+        """The name of who is logged in."""
+        return self.owner.name
+
+    @user.setter
+    def user(self, name: bytes) -> None:
+        if name == self.owner.name:
+            return
+        self.owner.commands_before += self.commands_as_user
+        self._commands_before = self.commands
+        self.owner = self.server.users.of(name)
+        self.adopt_user()
+
+    @property
+    def commands_as_user(self) -> int:
+        """How many it has sent as who it is."""
+        return self.commands - self._commands_before
+
+    def adopt_user(self) -> None:
+        """Its user, or what that may do, is another now."""
+        self.set_priority(self._asked_priority)
+        before = self._pacer
+        if self.owner.limits is (None if before is None else before.user):
+            return
+        self._choose_pacer()
+        self._commands_max = self.commands  # how much else it may take in this pass, the next one asks
+        if before is not None:
+            before.leave()
+
+    def _choose_pacer(self) -> None:
+        limits = self.owner.limits
+        has_limit = self._bucket is not None or limits is not None
+        self._pacer = Pacer(self, self.server.pacing, self._bucket, limits) if has_limit else None
+
     # -- replies out
 
     def flush(self) -> None:
@@ -1155,9 +1229,14 @@ class ClientConnection(OpenRequests):
             if data:
                 self.sent_bytes += len(data)
                 self.transport.write(data)
+        pacer = self._pacer
+        if pacer is not None:
+            pacer.recount()
         permits = self.permits
         if self._unread_bytes and not self._retrying and not self._draining and not permits.is_waiting:
             self._process()
+        if pacer is not None:
+            pacer.end_flush()
         if permits.granted is not None:
             permits.end_pass(is_all=False)
         if self._is_paused or self._is_closing or self._is_ended or slots or self.transport.unsent_bytes:
@@ -1253,6 +1332,8 @@ class ClientConnection(OpenRequests):
         self.is_closed = self._is_closing = True  # the latter ends a loop over its requests, too
         self.transport.close()
         self.permits.leave()
+        if self._pacer is not None:
+            self._pacer.leave()
         self.cancel_work()
         self._unwatch()
         if self.subscriptions is not None:

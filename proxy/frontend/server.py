@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from proxy.frontend.answers import Connection, Totals
+from proxy.frontend.pacing import Pacing
+from proxy.frontend.users import Users
 from proxy.log import get_logger
 from proxy.protocol.requests import RequestLimits
 from proxy.settings import Settings
@@ -45,11 +47,16 @@ class Server:
         self._closed_commands = self._closed_received = self._closed_sent = 0  # of clients that left
         self._rate_from = (time.monotonic(), 0)
         self.mode = DEFAULT_MODE
+        self.pacing = Pacing()
+        self.users = Users(self.pacing)
         self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
-        """Go by ``settings`` from now on; a connection keeps the limits that it was made with."""
+        """Go by ``settings`` from now on; a connection keeps its own limits, and gets those of its user."""
         self.settings = settings
+        self.users.adopt(settings)
+        for client in self.clients():
+            client.adopt_user()
         self._rules = read_rules(settings)
         self.priority_rules = priority_rules(settings.overload)
         self.adopt_mode(self.mode)
@@ -91,6 +98,7 @@ class Server:
     def on_client_closed(self, client: ClientConnection, reason: str) -> None:
         if self._clients.pop(client.id, None) is not None:
             self._closed_commands += client.commands
+            client.owner.commands_before += client.commands_as_user
             self._closed_received += client.received_bytes
             self._closed_sent += client.sent_bytes
             log.debug("client_closed", client=client.id, address=client.peer_address, reason=reason)
@@ -131,7 +139,8 @@ class Server:
         if idle_seconds := self.settings.clients.idle_timeout_seconds:
             oldest = time.time() - idle_seconds
             for client in self.clients():
-                if client.last_command_at < oldest and not client.slots and not client.is_subscribed:
+                is_waiting = client.slots or client.is_held
+                if client.last_command_at < oldest and not is_waiting and not client.is_subscribed:
                     client.close(f"idle for {idle_seconds:g} s")
 
     def totals(self) -> Totals:

@@ -24,6 +24,7 @@ from proxy.settings.values import (
     ReadSettings,
     Settings,
     SnapshotSettings,
+    UserSettings,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "ReadSettings",
     "Settings",
     "SnapshotSettings",
+    "UserSettings",
 ]

@@ -39,6 +39,7 @@ from proxy.settings.schema import (
     variable_of,
 )
 from proxy.settings.snapshots import snapshot_faults
+from proxy.settings.users import user_faults
 from proxy.settings.values import EVENT_VARIABLES, Settings
 from routing.topology import Address
 
@@ -412,6 +413,7 @@ class _Loading:
                 "give printable ASCII without spaces, as HTTP headers carry it",
             )
         for fault in [
+            *user_faults(settings.users),
             *hook_faults(settings.hooks),
             *read_faults(settings),
             *snapshot_faults(settings.snapshots),

@@ -40,6 +40,7 @@ class CrossSlotTransactions(Enum):
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DAY_SECONDS = 86_400.0
+RATE_MAX = 1e9  # requests per second: above it no limit limits anything
 SNAPSHOT_SECONDS_MAX = 365 * DAY_SECONDS  # of a TTL
 DEFAULT_LISTENER_ADDRESS = Address("127.0.0.1", 7379)
 DEFAULT_ADMIN_ADDRESS = Address("127.0.0.1", 7380)
@@ -220,6 +221,24 @@ class ClientSettings:
     request_bytes_max: Annotated[
         int, Says("Bytes of one whole request; a larger one is refused.", at_least=1, is_live=True)
     ] = 64 * 1024 * 1024
+    requests_per_second: Annotated[
+        float,
+        Says(
+            "Requests of one connection; what it sends above this rate waits its time, unread. 0 means no limit.",
+            at_least=0,
+            at_most=RATE_MAX,
+            is_live=True,
+        ),
+    ] = 0.0
+    requests_burst: Annotated[
+        int,
+        Says(
+            "So many requests of a connection that was quiet go at once. 0 means those of one second.",
+            at_least=0,
+            at_most=RATE_MAX,
+            is_live=True,
+        ),
+    ] = 0
     idle_timeout_seconds: Annotated[
         float,
         Says(
@@ -228,6 +247,62 @@ class ClientSettings:
             is_live=True,
         ),
     ] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UserSettings:
+    """A user that clients can be with AUTH, and the limits on all its connections together.
+
+    Who does not say is the user "default", whose password is that of [clients]. After a reload, the limits and the
+    priority hold at once, and the password for who logs in from then on. Repeat the table for each further user.
+    """
+
+    name: Annotated[
+        str,
+        Says("What the user is called in AUTH, CLIENT LIST and metrics. It has no spaces.", is_live=True),
+    ] = ""
+    password: Annotated[
+        str, Says("The password that clients must give for it.", is_secret=True, is_live=True)
+    ] = ""
+    password_file: Annotated[
+        str, Says('A file that holds the password, instead of `password`. "" means none.', is_live=True)
+    ] = ""
+    priority: Annotated[
+        str,
+        Says(
+            "The priority of what it sends, instead of that of the listener: critical, normal or background. "
+            '"" means that of the listener.',
+            choices=("", *PRIORITIES),
+            is_live=True,
+        ),
+    ] = ""
+    requests_per_second: Annotated[
+        float,
+        Says(
+            "Requests of the user; what it sends above this rate waits its time, unread. 0 means no limit.",
+            at_least=0,
+            at_most=RATE_MAX,
+            is_live=True,
+        ),
+    ] = 0.0
+    requests_burst: Annotated[
+        int,
+        Says(
+            "So many requests of a user that was quiet go at once. 0 means those of one second.",
+            at_least=0,
+            at_most=RATE_MAX,
+            is_live=True,
+        ),
+    ] = 0
+    in_flight_max: Annotated[
+        int,
+        Says(
+            "Unanswered requests of the user; above them its connections take turns. Blocking commands do not count. "
+            "0 means no limit.",
+            at_least=0,
+            is_live=True,
+        ),
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -782,6 +857,7 @@ class Settings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     listeners: tuple[ListenerSettings, ...] = field(default_factory=lambda: (ListenerSettings(),))
     clients: ClientSettings = field(default_factory=ClientSettings)
+    users: tuple[UserSettings, ...] = ()
     commands: CommandSettings = field(default_factory=CommandSettings)
     reads: ReadSettings = field(default_factory=ReadSettings)
     snapshots: SnapshotSettings = field(default_factory=SnapshotSettings)

@@ -339,6 +339,10 @@ class Loads:
         for load in list(self._waiting):
             load.look_again()
 
+    def answered_total(self) -> int:
+        """Requests that nodes have answered."""
+        return sum([load.answered_total for load in self._of.values()])
+
     def touch(self, addresses: frozenset[Address]) -> None:
         """Migrations touch these nodes now, and no others."""
         if addresses == self._touched:

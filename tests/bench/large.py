@@ -253,6 +253,7 @@ class Plane:
         )
         self.exchange.routes.use(3)
         self.server = Server(Settings(), self.topology)
+        nursery.start_soon(self.server.pacing.run)
         self.client = self.new_client()
         self.topology.adopt(view, trio.current_time())
 

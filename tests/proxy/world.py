@@ -278,6 +278,7 @@ class World:
             cache=SnapshotCache(CacheSettings(bytes_max=1 << 26)),
         )
         self.server = Server(settings, self.topology)
+        nursery.start_soon(self.server.pacing.run)
         self.clients: list[Client] = []
         share = -(-SLOT_COUNT // node_count)
         self.owners = [slot // share for slot in range(SLOT_COUNT)]

@@ -112,6 +112,7 @@ class SimProxy:
                 loads = Loads(TIGHT if world.seed % 7 in (3, 4) else None)
                 self.nodes = Nodes(dialer, nursery, deadline_seconds, loads=loads)
                 nursery.start_soon(self.nodes.loads.run)
+                nursery.start_soon(self.server.pacing.run)
                 replica_nodes = Nodes(
                     replace(dialer, is_readonly=True), nursery, deadline_seconds, lanes=(Lane.READ,)
                 )

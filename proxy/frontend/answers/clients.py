@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from proxy.frontend.answers import texts
-from proxy.frontend.answers.handshake import DEFAULT_USER, set_info, set_name
+from proxy.frontend.answers.handshake import set_info, set_name, user_names
 from proxy.frontend.answers.parties import Answer, CloseAfter, Connection, Entry, Refused, ReplyMode
 from proxy.protocol import encode
 
@@ -223,7 +223,7 @@ def _line(client: Connection, now: float) -> bytes:
         "tot-mem": figures.unparsed_bytes + figures.unsent_bytes,
         "events": "r",
         "cmd": figures.last_command.decode(),
-        "user": DEFAULT_USER.decode(),
+        "user": client.user.decode(),
         "redir": -1,
         "resp": client.resp,
         "lib-name": client.library_name.decode(),
@@ -281,8 +281,9 @@ class _Selection:
             case b"name":
                 self._tests[option] = lambda client: client.name == value
             case b"user":
-                if value != DEFAULT_USER:
+                if value not in user_names(self._asker.server):
                     return texts.error(b"No such user '%b'" % value[: texts.SHOWN_BYTES_MAX])
+                self._tests[option] = lambda client: client.user == value
             case b"maxage":
                 age = texts.integer(value)
                 if age is None:

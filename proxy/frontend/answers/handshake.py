@@ -10,8 +10,9 @@ from hmac import compare_digest
 from proxy.frontend.answers import texts
 from proxy.frontend.answers.parties import Answer, CloseAfter, Connection, ReplyMode, ResetAfter, Server
 from proxy.protocol import encode
+from proxy.settings import users
 
-DEFAULT_USER = b"default"  # the only user that the proxy knows
+DEFAULT_USER = users.DEFAULT_USER.encode()  # who has not logged in as another
 
 # Each client's names are kept as long as it is connected: this bounds them (test_names_are_bounded).
 NAME_BYTES_MAX = 1024
@@ -73,6 +74,7 @@ def hello(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
         if not _is_known(connection.server, *credentials):
             return texts.WRONG_PASSWORD
         connection.authenticated = True
+        connection.user = credentials[0]
     if not connection.authenticated:
         return texts.NO_AUTH_HELLO
     if name is not None:
@@ -102,6 +104,7 @@ def auth(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     if not _is_known(connection.server, user, args[-1]):
         return texts.WRONG_PASSWORD
     connection.authenticated = True
+    connection.user = user
     return encode.OK
 
 
@@ -115,6 +118,7 @@ def reset(connection: Connection, args: Sequence[bytes], now: float) -> Answer:
     connection.resp = 2
     connection.reply_mode = ReplyMode.ON
     connection.authenticated = not connection.server.settings.clients.password
+    connection.user = DEFAULT_USER
     return ResetAfter(encode.simple("RESET"))
 
 
@@ -156,10 +160,19 @@ def _check_name(what: bytes, value: bytes) -> bytes | None:
     return None
 
 
+def user_names(server: Server) -> list[bytes]:
+    """Who a client can be."""
+    return [DEFAULT_USER, *(user.name.encode() for user in server.settings.users)]
+
+
 def _is_known(server: Server, user: bytes, password: bytes) -> bool:
     """Takes the same time wherever the password differs, and whatever its length."""
-    expected = server.settings.clients.password
-    if not expected:
-        return user == DEFAULT_USER
+    settings = server.settings
+    if user == DEFAULT_USER:
+        if not settings.clients.password:
+            return True
+        expected = settings.clients.password
+    else:
+        expected = next((each.password for each in settings.users if each.name.encode() == user), "")
     is_right = compare_digest(sha256(password).digest(), sha256(expected.encode()).digest())
-    return is_right and user == DEFAULT_USER
+    return is_right and bool(expected)

@@ -108,6 +108,7 @@ class Connection(Protocol):
     library_name: bytes
     library_version: bytes
     resp: int  # 2 or 3
+    user: bytes  # the name of who it is; setting it changes whose limits hold
     authenticated: bool
     reply_mode: ReplyMode
 

@@ -91,6 +91,7 @@ class PlainConnection:
     library_name: bytes = b""
     library_version: bytes = b""
     resp: int = 2
+    user: bytes = b"default"
     authenticated: bool = True
     reply_mode: ReplyMode = ReplyMode.ON
     created_at: float = NOW - 60

@@ -156,6 +156,7 @@ class World:
             clients=ClientSettings(unsent_bytes_max=HARD_MAX // 2, unsent_bytes_hard_max=HARD_MAX)
         )
         server = Server(settings, self.topology)
+        nursery.start_soon(server.pacing.run)
         self.client = ClientConnection(server, exchange, self.transport, "peer:1", "local:1")
         server.add(self.client)
         if resp == 3:

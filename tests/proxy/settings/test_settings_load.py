@@ -287,6 +287,30 @@ x = 1
             'FILE:2: admin.address = "0.0.0.0:7380": '
             "is not a loopback address, so set admin.token or admin.token_file too",
         ),
+        (
+            "[[users]]\npassword = 'p'\n",
+            'FILE:1: users[0].name = "": give a name of 1 to 128 printable ASCII',
+        ),
+        (
+            "[[users]]\nname = 'a b'\npassword = 'p'\n",
+            'FILE:2: users[0].name = "a b": give a name of 1 to 128',
+        ),
+        (
+            "[[users]]\nname = 'default'\npassword = 'p'\n",
+            'FILE:2: users[0].name = "default": is who does not log in: its password is clients.password',
+        ),
+        (
+            "[[users]]\nname = 'a'\npassword = 'p'\n[[users]]\nname = 'a'\npassword = 'q'\n",
+            'FILE:5: users[1].name = "a": is taken by users[0].name; give another',
+        ),
+        (
+            "[[users]]\nname = 'a'\n",
+            'FILE:1: users[0].password = "": give a password here or in password_file',
+        ),
+        (
+            "[[users]]\nname = 'a'\npassword = 'p'\npriority = 'hi'\n",
+            'FILE:4: users[0].priority = "hi": give one of "", "critical", "normal", "background"',
+        ),
         ("[[hooks]]\nname = 'a'\n", "FILE:1: hooks[0].command = []: give a command or a url"),
         (
             "[[hooks]]\nname = 'a'\nurl = 'http://h'\ncommand = ['x']\n",

@@ -30,6 +30,7 @@ from proxy.settings import (
     ReadSettings,
     Settings,
     SnapshotSettings,
+    UserSettings,
 )
 from proxy.settings.load import Loaded, Override, load
 from proxy.settings.schema import table_of
@@ -185,6 +186,7 @@ def test_every_option_is_shown_with_its_meaning() -> None:
     with_tables = Settings(
         reads=ReadSettings(rules=(ReadRuleSettings(),)),
         overload=OverloadSettings(rules=(PriorityRuleSettings(),)),
+        users=(UserSettings(),),
         hooks=(HookSettings(),),
     )
     text = toml_of(Loaded(with_tables, {}))
