@@ -258,3 +258,5 @@ def test_silence_counts_from_the_first_look_that_found_replies_owed() -> None:
     assert silence.seconds(True, (0, 70), 10.5) == 0.5
     assert silence.seconds(False, (1, 0), 11.0) == 0.0
     assert silence.seconds(True, (1, 0), 12.0) == 0.0
+    assert silence.seconds(False, (1, 0), 12.5) == 0.0
+    assert silence.seconds(True, (1, 0), 13.0) == 0.0

@@ -100,10 +100,14 @@ async def test_who_waits_for_a_replica_that_stalls_gets_the_owners_reply(
     assert client.values() == [b"1", b"2"]
     assert shard.refusals(Refusal.STALLED) == 2
 
-    # What the replica owes is dropped when it goes on, and nobody gets another's reply.
-    shard.first.reply(*[replica(100) if words == INFO else value(b"late") for words in asked])
-    client.send(command("SET", shard.key, "w"))
+    # What the replica owes is dropped when it goes on, whatever it proves, and nobody gets another's reply.
+    shard.first.reply(*[replica(50) if words == INFO else value(b"late") for words in asked])
     world.turn()
+    connection = shard.replica.connections[0]
+    assert connection is not None
+    assert (connection.is_closed, len(connection.owed)) == (False, 0)
+    client.send(command("SET", shard.key, "w"))
+    assert shard.primary.take() == [[b"SET", shard.key, b"w"]]
     shard.primary.reply(OK)
     world.turn()
     assert client.values() == [b"OK"]
@@ -293,6 +297,7 @@ async def test_no_circuit_opens_when_it_is_turned_off(shard: Shard, autojump_clo
     client.send(command("GET", shard.key))
     assert len(shard.first.take()) == 1
     await shard.look(STALL_SECONDS * 5)
+    assert shard.primary.take() == []
     shard.first.lose()
     await world.settle()
     assert shard.replica.circuit.openings_total == 0
