@@ -188,11 +188,14 @@ class Silence:
         self._arrived: object = None
         self._since: float | None = None  # None: it owed nothing
 
-    def seconds(self, owes: bool, arrived: object, now: float) -> float:
-        """At this look. ``arrived``: differs from what it was at the look before if anything has come since."""
+    def seconds(self, owes: bool, arrived: object, until: float, now: float) -> float:
+        """At this look. ``arrived``: differs from what it was at the look before if anything has come since.
+
+        ``until``: what came later than this may not have been read yet, and such silence does not count.
+        """
         if not owes:
             self._since = None
             return 0.0
         if self._since is None or arrived != self._arrived:
             self._since, self._arrived = now, arrived
-        return now - self._since
+        return max(0.0, until - self._since)

@@ -293,18 +293,19 @@ class Replicas:
 
     # -- circuits
 
-    def look_for_stalls(self, now: float) -> None:
+    def look_for_stalls(self, until: float) -> None:
         """Take out each replica that owes replies and has sent nothing for too long. Called at a steady beat.
 
-        ``now``: not later than when what has come was read (Trio's clock).
+        ``until``: what came by then was read (Trio's clock).
         """
         if not self.options.stall_seconds:
             return
+        now = trio.current_time()
         for replica in self.replicas():
             for connection, silence in zip(replica.connections, replica.silences, strict=True):
                 if connection is None:
                     continue
-                seconds = silence.seconds(bool(connection.owed), connection.arrived(), now)
+                seconds = silence.seconds(bool(connection.owed), connection.arrived(), until, now)
                 if seconds and seconds >= self.stall_seconds(replica):
                     self.fail(replica, f"it owes replies, and has sent nothing for {seconds:.3g} s")
                     self.on_stall(replica)

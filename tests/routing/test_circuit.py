@@ -251,12 +251,20 @@ TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=40, dead
 
 def test_silence_counts_from_the_first_look_that_found_replies_owed() -> None:
     silence = Silence()
-    assert silence.seconds(False, (0, 0), 1.0) == 0.0
-    assert silence.seconds(True, (0, 0), 9.0) == 0.0  # asked since the look before
-    assert silence.seconds(True, (0, 0), 9.5) == 0.5
-    assert silence.seconds(True, (0, 70), 10.0) == 0.0  # a part of a reply
-    assert silence.seconds(True, (0, 70), 10.5) == 0.5
-    assert silence.seconds(False, (1, 0), 11.0) == 0.0
-    assert silence.seconds(True, (1, 0), 12.0) == 0.0
-    assert silence.seconds(False, (1, 0), 12.5) == 0.0
-    assert silence.seconds(True, (1, 0), 13.0) == 0.0
+    assert silence.seconds(False, (0, 0), 1.0, 1.0) == 0.0
+    assert silence.seconds(True, (0, 0), 9.0, 9.0) == 0.0  # asked since the look before
+    assert silence.seconds(True, (0, 0), 9.5, 9.5) == 0.5
+    assert silence.seconds(True, (0, 70), 10.0, 10.0) == 0.0  # a part of a reply
+    assert silence.seconds(True, (0, 70), 10.5, 10.5) == 0.5
+    assert silence.seconds(False, (1, 0), 11.0, 11.0) == 0.0
+    assert silence.seconds(True, (1, 0), 12.0, 12.0) == 0.0
+    assert silence.seconds(False, (1, 0), 12.5, 12.5) == 0.0
+    assert silence.seconds(True, (1, 0), 13.0, 13.0) == 0.0
+
+
+def test_silence_that_nobody_could_have_heard_ended_does_not_count() -> None:
+    """The looks of a process that stood still: it read nothing meanwhile."""
+    silence = Silence()
+    assert silence.seconds(True, (0, 0), 1.0, 3.0) == 0.0  # due at 1.0, and two seconds late
+    assert silence.seconds(True, (0, 0), 3.1, 3.1) == pytest.approx(0.1)
+    assert silence.seconds(True, (0, 0), 3.2, 9.0) == pytest.approx(0.2)

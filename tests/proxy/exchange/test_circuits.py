@@ -141,6 +141,25 @@ async def test_an_idle_replica_does_not_stall(shard: Shard, autojump_clock: Mock
     assert shard.replica.circuit.openings_total == 0
 
 
+async def test_a_proxy_that_stood_still_does_not_blame_its_replicas(
+    shard: Shard, autojump_clock: MockClock
+) -> None:
+    """A look that comes late may find replies unread, and what it finds owed may have been asked just now."""
+    replicas = shard.world.replicas
+    reader(shard.world, "EVENTUAL").send(command("GET", shard.key))
+    due = trio.current_time()
+    await trio.sleep(STALL_SECONDS * 5)
+    replicas.look_for_stalls(due)
+    await trio.sleep(STALL_SECONDS / 4)
+    replicas.look_for_stalls(trio.current_time())
+    due = trio.current_time()
+    await trio.sleep(STALL_SECONDS * 5)
+    replicas.look_for_stalls(due)
+    assert shard.replica.circuit.openings_total == 0
+    replicas.look_for_stalls(trio.current_time())
+    assert shard.replica.circuit.openings_total == 1
+
+
 async def test_a_far_replica_is_given_four_round_trips(shard: Shard, autojump_clock: MockClock) -> None:
     connection = shard.replica.connections[0]
     assert connection is not None

@@ -264,9 +264,9 @@ async def test_while_nobody_reads_nobody_looks_for_stalls(autojump_clock: Any) -
         looks: list[float] = []
         look = world.replicas.look_for_stalls
 
-        def counted(now: float) -> None:
-            looks.append(now)
-            look(now)
+        def counted(until: float) -> None:
+            looks.append(until)
+            look(until)
 
         world.replicas.look_for_stalls = counted  # type: ignore[method-assign]
         await trio.sleep(IN_USE_SECONDS)
