@@ -48,12 +48,8 @@ from routing.proof import Refusal, judge
 
 INFO_REPLICATION = encoded("INFO", "replication")
 QUIET_SECONDS = 0.5  # without reads at replicas: then their offsets may be known from long ago
-FAILING = (
-    b"-LOADING",
-    b"-MASTERDOWN",
-    b"-CLUSTERDOWN",
-    b"-BUSY ",
-)  # errors that say that a node cannot serve now
+# Errors that say that a node cannot serve now.
+FAILING = (b"-LOADING", b"-MASTERDOWN", b"-CLUSTERDOWN", b"-BUSY ")
 ASKED_MAX = 1000  # levels with their bounds that are remembered
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 

@@ -49,7 +49,7 @@ class ReplicaOptions:
     zone: str = ""  # this proxy's; replicas there are preferred
     zones: Mapping[Address, str] | None = None  # of nodes that do not tell theirs
     stall_seconds: float = (
-        0.1  # a replica that owes replies has sent none for so long: it stalls. 0: no circuits
+        0.1  # owing replies and sending none for so long is a stall; 0: there are no circuits
     )
 
 
