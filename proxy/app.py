@@ -560,7 +560,7 @@ def monitor_options(settings: Settings) -> MonitorOptions:
 def replica_options(settings: Settings) -> ReplicaOptions:
     """What the settings say of replicas."""
     reads = settings.reads
-    return ReplicaOptions(reads.settle_seconds, reads.zone, zones_of(settings))
+    return ReplicaOptions(reads.settle_seconds, reads.zone, zones_of(settings), reads.circuit_stall_seconds)
 
 
 def store_of(settings: Settings) -> TopologyStore:

@@ -186,6 +186,18 @@ def quarantined(keys: Sequence[bytes]) -> str:
     return f"it is quarantined: {count(len(keys), 'key')} differed from its primary's: {shown}{more}"
 
 
+NO_PERMIT: Final = "it has as many requests under way as it may have"
+
+
+def out(why: str) -> str:
+    """``why``: its circuit is open."""
+    return f"it gets no reads for now, because it failed or stalled: {why}"
+
+
+def returning(share: float) -> str:
+    return f"it failed or stalled, and gets {share:.0%} of its reads until it is trusted again"
+
+
 def not_connected(reason: str) -> str:
     """``reason``: why, empty if it is not known."""
     return f"{NOT_CONNECTED}: {reason}" if reason else NOT_CONNECTED

@@ -23,6 +23,11 @@ class Refusal(StrEnum):  # a key that hashes fast
     SYNCING = "syncing"  # the replica is being sent the whole data set
     NO_STAMP = "no_stamp"  # the replica answered the question with an error
     LOST = "lost"  # the connection to the replica ended
+    STALLED = "stalled"  # the replica sent nothing for too long
+    CIRCUIT = (
+        "circuit"  # those that could serve it are out, or get a share only, since they failed or stalled
+    )
+    OVERLOADED = "overloaded"  # those that could serve it have no permit
 
 
 def judge(

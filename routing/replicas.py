@@ -56,6 +56,10 @@ class ReplicaFacts:
     verified_at: float | None  # Unix seconds
     address: Address | None = None
     primary_id: str = ""
+    circuit: str = "closed"  # or open, probing, returning
+    circuit_share: float = 1.0  # of the reads that it would get
+    circuit_why: str = ""  # it opened last; empty if it is closed
+    circuit_openings_total: int = 0
 
 
 def replica_records(

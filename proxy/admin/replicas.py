@@ -74,5 +74,11 @@ def _facts_of_live(facts: ReplicaFacts) -> dict[str, object]:
         "reads_total": facts.reads_total,
         "mismatched_keys": [key_text(key) for key in facts.mismatched_keys],
         "why_not": facts.why_not or None,
+        "circuit": {
+            "state": facts.circuit,
+            "share": facts.circuit_share,
+            "why": facts.circuit_why or None,
+            "openings_total": facts.circuit_openings_total,
+        },
         "verified_at": None if facts.verified_at is None else rfc3339(facts.verified_at),
     }

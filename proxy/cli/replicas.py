@@ -21,6 +21,7 @@ COLUMNS = (
     "node",
     "primary",
     "stage",
+    "circuit",
     "state",
     "lag",
     "staleness",
@@ -39,6 +40,7 @@ examples:
   steadyread replicas --json | jq '.replicas[] | select(.live.stage != "readable") | .live.why_not'
 
 stage: joining, syncing, caught_up, verified, readable; or quarantined. Each proxy keeps it for itself.
+circuit: closed; or open, because it failed or stalled: reads go elsewhere; then probing, and returning with a share.
 state: how the replica fares in the cluster, as the record has it for all proxies.
 """
 
@@ -97,6 +99,11 @@ def renderables_of(
         table.add_row(Text(node), *(Text(cell, style if at == 1 else "") for at, cell in enumerate(cells)))
         if live is not None and live["why_not"]:
             notes.append(Text(f"{node} is not read: {printable(_reason_of(live))}", style))
+        elif live is not None and live["circuit"]["state"] != "closed":
+            share = f"{live['circuit']['share']:.0%}" if live["circuit"]["share"] else "none"
+            notes.append(
+                Text(f"{node} gets {share} of its reads: {printable(str(live['circuit']['why']))}", STYLE)
+            )
     return [table, *notes]
 
 
@@ -109,10 +116,11 @@ def _cells_of(replica: dict[str, Any], address_of_primary: dict[str, str]) -> li
     ]
     state, live = replica["state"] or "not recorded", replica["live"]
     if live is None:
-        return [*cells, "not known here", state, *(["-"] * 6)]
+        return [*cells, "not known here", "-", state, *(["-"] * 6)]
     return [
         *cells,
         live["stage"] if live["is_connected"] else f"{live['stage']}, not connected",
+        _circuit(live["circuit"]),
         state,
         "-" if live["lag_bytes"] is None else f"{live['lag_bytes']} B",
         _seconds(live["staleness_seconds"]),
@@ -121,6 +129,10 @@ def _cells_of(replica: dict[str, Any], address_of_primary: dict[str, str]) -> li
         _seconds(live["latency_seconds"]),
         str(live["reads_total"]),
     ]
+
+
+def _circuit(circuit: dict[str, Any]) -> str:
+    return f"returning, {circuit['share']:.0%}" if circuit["state"] == "returning" else str(circuit["state"])
 
 
 def _reason_of(live: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ from routing.keys import key_positions
 from routing.levels import STRONG, Level, LevelChoice, ReadLevel
 from routing.mode import NO_SNAPSHOT
 from routing.offsets import Point, Sample, SampleError, parse_sample
+from routing.priority import Priority
 from routing.promotion import Stage
 from routing.proof import Refusal, judge
 from routing.slot import slot_of
@@ -330,8 +331,9 @@ class _Look:
             why[chosen.node.id] = words.CHOSEN
             why[shard.primary.id] = words.OWNER_NOT_NEEDED
             return _Verdict(chosen.node, why)
-        for replica in proven:  # not the one that the session goes on with
-            against[replica] = words.SESSION_GOES_ON
+        for replica in proven:  # not the one that the session goes on with, or it is not their turn
+            is_line = line is not None
+            against[replica] = words.SESSION_GOES_ON if is_line else words.returning(replica.circuit.share)
         return await self._at_owner_instead(shard, session, against)
 
     async def _at_owner_instead(
@@ -391,7 +393,7 @@ class _Look:
             with trio.move_on_after(seconds):
                 sample = parse_sample(await connection.request(INFO_REPLICATION))
                 found.failure, found.sample, found.came_at = "", sample, trio.current_time()
-                replica.note(sample, asked_at, found.came_at)
+                self.exchange.replicas.note(replica, sample, asked_at, found.came_at)
         except (ConnectionLostError, SampleError) as problem:
             found.failure = words.no_stamp(str(problem))
 
@@ -406,6 +408,11 @@ class _Look:
             return words.not_connected(self.exchange.replicas.nodes.failure(replica.address))
         if not replica.is_readable:
             return _not_readable(replica)
+        if self.exchange.reads.can_owner(replica.shard):  # else there is nobody to spare the replica
+            if replica.circuit.is_open:
+                return words.out(replica.circuit.why)
+            if not connection.load.has_permit(Priority.NORMAL):
+                return words.NO_PERMIT
         if asked.needs_floor and self.floor is None:
             return words.NO_FLOOR
         found = self.found[replica]
@@ -445,7 +452,7 @@ class _Look:
             return next((replica for replica in proven if line in replica.connections), None)
         among = ShardReplicas(shard.primary)
         among.replicas = tuple(proven)
-        choice = among.choose(self.resp)
+        choice = among.choose(self.resp, 0, despite=not self.exchange.reads.can_owner(shard))
         return None if choice is None else choice[0]
 
     def _preferred(self, chosen: Replica, other: Replica, *, is_line: bool) -> str:
@@ -456,6 +463,8 @@ class _Look:
         ours, theirs = chosen.connections[index], other.connections[index]
         assert ours is not None
         assert theirs is not None
+        if other.circuit.share != 1.0:
+            return words.returning(other.circuit.share)
         if chosen.in_zone != other.in_zone:
             return words.passed_over(Preference.ZONE)
         if len(ours.owed) != len(theirs.owed):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from proxy.exchange.routes import KINDS
-from proxy.replicas.service import ShardReplicas
+from proxy.replicas.service import Replica, ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
 from proxy.upstream.reply_slot import Slot
@@ -132,6 +132,7 @@ class ReadGroup:
         "judged_in",
         "proven_until",
         "reads",
+        "replica",
         "returned",
         "service",
         "session",
@@ -153,6 +154,7 @@ class ReadGroup:
         self.asked_at = 0.0  # Trio's clock, before the floor was asked
         # That a session has to go on with, if it has no new floor.
         self.connection: NodeConnection | None = None
+        self.replica: Replica | None = None  # that has its reads
         self.is_returned = False  # all its reads went to the owner
         self.judged_in = 0  # the turn in which the stamp came
         self.proven_until = inf  # Trio's clock: after it the replies are older than the bound

@@ -59,6 +59,13 @@ REPLICAS = Family(
     f"{PREFIX}replicas", "Replicas by how far they have come here.", MetricType.GAUGE, ("stage",)
 )
 REPLICA_READS = _counter("replica_reads", "Reads sent to a replica.", "node")
+CIRCUIT_OPEN = Family(
+    f"{PREFIX}circuit_open",
+    "1 while reads that others can prove do not go to the node, because it failed or stalled.",
+    MetricType.GAUGE,
+    ("node",),
+)
+CIRCUIT_OPENINGS = _counter("circuit_openings", "How often the node's circuit was opened.", "node")
 
 
 def read_samples(reads: ReplicaReads, replicas: Replicas) -> Iterator[Sample]:
@@ -82,4 +89,7 @@ def read_samples(reads: ReplicaReads, replicas: Replicas) -> Iterator[Sample]:
     for stage in Stage:
         yield Sample(REPLICAS, stages[stage], (stage.value,))
     for replica in replicas.replicas():
-        yield Sample(REPLICA_READS, replica.reads_total, (str(replica.address),))
+        node = (str(replica.address),)
+        yield Sample(REPLICA_READS, replica.reads_total, node)
+        yield Sample(CIRCUIT_OPEN, int(replica.circuit.is_open), node)
+        yield Sample(CIRCUIT_OPENINGS, replica.circuit.openings_total, node)

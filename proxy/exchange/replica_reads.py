@@ -41,13 +41,15 @@ from proxy.protocol.encode import command as encoded
 from proxy.replicas.service import RESP_INDEX, Replica, Replicas, ShardReplicas
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import Lane
-from proxy.upstream.reply_slot import Slot
+from proxy.upstream.reply_slot import Discard, Slot
 from routing.levels import Level, ReadLevel
 from routing.offsets import Point, Sample, SampleError
 from routing.proof import Refusal, judge
 
 INFO_REPLICATION = encoded("INFO", "replication")
 QUIET_SECONDS = 0.5  # without reads at replicas: then their offsets may be known from long ago
+# Errors that say that a node cannot serve now.
+FAILING = (b"-LOADING", b"-MASTERDOWN", b"-CLUSTERDOWN", b"-BUSY ")
 ASKED_MAX = 1000  # levels with their bounds that are remembered
 STALENESS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
@@ -141,6 +143,7 @@ class ReplicaReads:
         self._flushing = self._groups
         self._timed: list[ReadGroup] = []  # proven in this turn, for a while
         self._asking: set[ShardReplicas] = set()  # whose primary owes a floor: new reads wait for the next
+        replicas.on_stall = self.recall
 
     def asked(self, level: ReadLevel, resp: int) -> Asked:
         """The object that stands for this level in this RESP version; reads of one object share their questions."""
@@ -237,10 +240,11 @@ class ReplicaReads:
                 group.floor = group.connection = None
 
     def readable_at(self, shard: ShardReplicas, connection: NodeConnection) -> Replica | None:
-        """The replica behind a connection, if it can be read now and is not known to be behind."""
+        """The replica behind a connection, if it can be read now, is not known to be behind and has not just failed."""
         for replica in shard.replicas:
             if connection in replica.connections:
-                return replica if replica.is_readable and connection.ready and not replica.is_behind else None
+                may_be_read = replica.is_readable and connection.ready and not replica.is_behind
+                return replica if may_be_read and not replica.circuit.is_open else None
         return None
 
     # -- floors
@@ -316,17 +320,13 @@ class ReplicaReads:
             if group.connection is not None:
                 replica = self.readable_at(shard, group.connection)
                 found = None if replica is None else (replica, group.connection)
-            elif asked.is_eventual:
-                found = shard.choose(asked.resp)
-            elif asked.bound != inf:
-                found = shard.choose(asked.resp, proven_since=now - asked.bound)
             else:
-                found = shard.choose(asked.resp, may_be_behind=False)
+                found = self._choose(shard, group, now)
             if found is None:
-                known = Refusal.KNOWN_BEHIND if shard.has_readable else Refusal.NOT_READABLE
-                self.return_groups((group,), known)
+                self.return_groups((group,), self._why_none(shard, group, now))
                 continue
             replica, connection = found
+            group.replica = replica
             if not asked.is_eventual:
                 stamp = stamps.get(connection)
                 if stamp is None:
@@ -340,6 +340,37 @@ class ReplicaReads:
                 group.session.on_served(shard, connection)
             connection.queue_all(group.reads)
 
+    def _choose(
+        self, shard: ShardReplicas, group: ReadGroup, now: float, *, only_asks: bool = False
+    ) -> tuple[Replica, NodeConnection] | None:
+        """``only_asks``: whether there is one, if neither circuits nor permits counted."""
+        asked = group.asked
+        proven_since = now - asked.bound if asked.bound != inf else None
+        may_be_behind = asked.is_eventual or proven_since is not None
+        count = len(group.reads)
+        if not only_asks:
+            found = shard.choose(asked.resp, count, may_be_behind=may_be_behind, proven_since=proven_since)
+            if found is not None or not shard.has_passed_over(asked.resp) or self.can_owner(shard):
+                return found
+        return shard.choose(
+            asked.resp, count, may_be_behind=may_be_behind, proven_since=proven_since, despite=True
+        )
+
+    def can_owner(self, shard: ShardReplicas) -> bool:
+        """Whether the primary can be asked instead of a replica."""
+        return self.routes.node(shard.primary.address, 2, Lane.READ) is not None
+
+    def _why_none(self, shard: ShardReplicas, group: ReadGroup, now: float) -> Refusal:
+        """Why no replica gets the group."""
+        if not shard.has_readable:
+            return Refusal.NOT_READABLE
+        if group.connection is not None or not shard.has_passed_over(group.asked.resp):
+            return Refusal.KNOWN_BEHIND
+        found = self._choose(shard, group, now, only_asks=True)
+        if found is None:
+            return Refusal.KNOWN_BEHIND
+        return Refusal.CIRCUIT if found[0].circuit.share != 1.0 else Refusal.OVERLOADED
+
     def on_stamp(self, question: StampQuestion, reply: bytes, connection: NodeConnection) -> None:
         """The replica answered: its groups' replies come next. Those that it does not prove go to the owner now.
 
@@ -348,16 +379,18 @@ class ReplicaReads:
         """
         replica = question.replica
         now = trio.current_time()
+        count = sum(len(group.reads) for group in question.groups)
         try:
             sample = replica.reader.sample_of(reply)
         except SampleError as error:
             log.info("no_stamp", node=replica.address, reason=error)
-            connection.discard_next(0, sum(len(group.reads) for group in question.groups))
+            self.replicas.fail_reads(replica, count, f"it does not tell its offset: {error}")
+            connection.discard_next(0, count)
             for group in question.groups:
                 group.asked.counts.returned += len(group.reads)
             self.return_groups(question.groups, Refusal.NO_STAMP)
             return
-        replica.note(sample, question.asked_at, now)
+        self.replicas.note(replica, sample, question.asked_at, now)
         missed: Point | None = None
         first = 0  # of the group's reads, among what the connection owes
         for group in question.groups:
@@ -424,6 +457,8 @@ class ReplicaReads:
         """A reply that needs a look: it may mean absence, or come too late, or follow one that went to the owner."""
         if slot.lacks(reply):
             self.confirmed_total += 1
+            if reply.startswith(FAILING) and group.replica is not None:
+                self.replicas.fail_reads(group.replica, 1, f"it answers {reply[1:40].split()[0].decode()}")
             self._return_read(group, slot, Confirmation(self, slot))
         elif group.returned is not None and (id(slot.requester), slot.hash_slot) in group.returned:
             self._return_read(group, slot, slot)
@@ -436,7 +471,35 @@ class ReplicaReads:
     def lose(self, group: ReadGroup, slot: ReadSlot) -> None:
         """The connection to the replica ended."""
         self.refusals[Refusal.LOST] += 1
+        if group.replica is not None:
+            self.replicas.fail(group.replica, "its connection ended, with reads that it had not answered")
         self._return_read(group, slot, slot)
+
+    def recall(self, replica: Replica) -> None:
+        """The replica stalls: who waits for a reply gets it from the owner, if that is there.
+
+        What the replica owes is read and dropped. Its other questions wait, and reads at snapshots.
+        """
+        if not self.can_owner(replica.shard):
+            return
+        for connection in replica.connections:
+            if connection is None or connection.is_closed:
+                continue
+            owed = connection.owed
+            recalled = [slot for slot in owed if isinstance(slot, ReadSlot) and slot.group is not None]
+            if not recalled:
+                continue
+            are_recalled = {id(slot) for slot in recalled}
+            kept = [
+                Discard(slot.raw) if id(slot) in are_recalled or isinstance(slot, StampQuestion) else slot
+                for slot in owed
+            ]
+            owed.clear()
+            owed.extend(kept)
+            for read in recalled:
+                assert read.group is not None
+                self.refusals[Refusal.STALLED] += 1
+                self._return_read(read.group, read, read)
 
     def _return_read(self, group: ReadGroup, slot: ReadSlot, queued: Slot) -> None:
         """Have the owner serve one read, and each later one of its client on the same slot."""

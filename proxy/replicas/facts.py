@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxy.replicas.service import Replica, Replicas
+from routing.circuit import CircuitState
 from routing.replicas import ReplicaFacts
 
 
@@ -12,7 +13,7 @@ def replica_facts(replicas: Replicas, now: float) -> dict[str, ReplicaFacts]:
 
 
 def _facts_of(replica: Replica, now: float) -> ReplicaFacts:
-    sample = replica.sample
+    sample, circuit = replica.sample, replica.circuit
     connection = replica.connections[0]  # of RESP 2, which every replica has; it also tells the offsets
     is_syncing = sample is not None and sample.is_syncing  # its offset proves nothing
     until = replica.shard.history.proven_until(replica.stamp)
@@ -32,6 +33,10 @@ def _facts_of(replica: Replica, now: float) -> ReplicaFacts:
         verified_at=replica.verified_at,
         address=replica.address,
         primary_id=replica.shard.primary.id,
+        circuit=circuit.state.value,
+        circuit_share=circuit.share,
+        circuit_why="" if circuit.state is CircuitState.CLOSED else circuit.why,
+        circuit_openings_total=circuit.openings_total,
     )
 
 

@@ -9,6 +9,7 @@ tasks of their own, one at a time for each shard and a few at a time in all. Not
 is the reason why a replica is not readable.
 
 The beat is quick while reads at replicas are in use, and while some replica is on its way to be readable; else slow.
+A quicker one looks for replicas that stall. The questions are also what a replica is probed with whose circuit is open.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ IDLE_INTERVAL_SECONDS = 1.0  # the beat while nobody reads at replicas
 IN_USE_SECONDS = 5.0  # after the last read at a replica, or the last change of a stage, the beat is quick
 ASKED_PER_SECOND_MAX = 2000  # nodes: of larger clusters each is asked less often
 IDLE_ASKED_PER_SECOND_MAX = 200
+LOOKED_AT_PER_SECOND_MAX = 20_000  # replicas, for stalls: about a hundredth of the processor
 ASKED_PER_STEP = 50  # shards, so that the sockets have their turns in between
 SILENCE_SECONDS = 0.5  # a question that is open for longer: the node does not answer
 COMPARE_SECONDS_MAX = 5.0
@@ -134,12 +136,18 @@ class Monitor:
         self._comparisons = trio.CapacityLimiter(COMPARISONS_MAX)
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
+        self._reads_begin = trio.Event()
         replicas.on_connection_lost = self._on_connection_lost
-        replicas.on_news = lambda: self._news.set()
+        replicas.on_news = self._on_news
+
+    def _on_news(self) -> None:
+        self._news.set()
+        self._reads_begin.set()
 
     async def run(self) -> None:
         """Beat until cancelled."""
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._watch_for_stalls)
             while True:
                 began = trio.current_time()
                 self._follow()
@@ -151,6 +159,30 @@ class Monitor:
                 with trio.move_on_at(began + self.interval_seconds()):
                     await self._news.wait()
                 self._news = trio.Event()
+
+    async def _watch_for_stalls(self) -> None:
+        """A quicker beat, while reads are sent to replicas, and circuits are not closed.
+
+        Silence counts until the beat was due: when this process itself stood still since, replies may wait unread.
+        """
+        while True:
+            due = trio.current_time() + self._stall_beat_seconds()
+            await trio.sleep_until(due)
+            await trio.lowlevel.checkpoint()  # the sockets have their turn
+            self._replicas.look_for_stalls(due)
+            if not self._is_in_use():
+                self._reads_begin = trio.Event()
+                await self._reads_begin.wait()
+
+    def _stall_beat_seconds(self) -> float:
+        """A quarter of the shortest stall; longer in large clusters."""
+        stall_seconds = self._replicas.options.stall_seconds or IDLE_INTERVAL_SECONDS
+        return max(stall_seconds / 4, len(self._watched) / LOOKED_AT_PER_SECOND_MAX)
+
+    def _is_in_use(self) -> bool:
+        if trio.current_time() - self._replicas.used_at < IN_USE_SECONDS:
+            return True
+        return any(replica.circuit.share != 1.0 for replica in self._watched)
 
     def interval_seconds(self) -> float:
         """The time between two beats, as things are."""
@@ -256,7 +288,7 @@ class Monitor:
         if sample is None:
             self._take(watched, Tick(None, problem=_problem_of(reply)))
             return
-        watched.replica.note(sample, question.asked_at, trio.current_time())
+        self._replicas.note(watched.replica, sample, question.asked_at, trio.current_time())
         backlog_from = None if reply is None else parse_backlog(reply)
         self._take(watched, Tick(sample, primary, primary_asked_at, backlog_from))
 

@@ -5,11 +5,13 @@ replicas may carry its reads; a slot that is in flux, or changed hands within th
 read at its primary. ``proxy.replicas.monitor`` moves replicas through their stages; the exchange sends the reads.
 
 Replicas have connections of their own, on which READONLY was said, so that a primary never serves what was meant for
-a replica, and a replica that does not answer is left soon: its reads go to the primary.
+a replica, and a replica that does not answer is left soon: its reads go to the primary. Each has a circuit
+(``routing.circuit``): one that fails or stalls gets no reads for a while, then a growing share.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
@@ -18,18 +20,25 @@ from operator import is_not, itemgetter, ne
 
 import trio
 
+from proxy.log import get_logger
 from proxy.topology.service import Topology
 from proxy.upstream.connection import NodeConnection
 from proxy.upstream.nodes import RESPS, Lane, Nodes
+from routing.circuit import Circuit, CircuitState, Silence
 from routing.offsets import NO_POINT, OffsetHistory, Point, Sample, SampleReader, covers
+from routing.priority import Priority
 from routing.promotion import Stage
 from routing.slot import SLOT_COUNT
 from routing.topology import EMPTY_VIEW, Address, Node, Role, Shard, TopologyView
+
+log = get_logger(__name__)
 
 RESP_INDEX = {resp: index for index, resp in enumerate(RESPS)}
 LATENCY_WEIGHT = 0.2  # of the newest measurement in the moving average
 FEW = 8  # shards: when no more were replaced, only their slots are looked at
 HISTORY_SECONDS = 300.0  # of the primaries' offsets: the largest staleness that can be proved
+STALL_ROUND_TRIPS = 4  # a far replica has not stalled before so many of its round trips have passed
+NORMAL = int(Priority.NORMAL)  # an exact int, by which lists are indexed in half the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +48,16 @@ class ReplicaOptions:
     settle_seconds: float = 5.0  # slots that changed hands within this time are read at primaries
     zone: str = ""  # this proxy's; replicas there are preferred
     zones: Mapping[Address, str] | None = None  # of nodes that do not tell theirs
+    stall_seconds: float = (
+        0.1  # owing replies and sending none for so long is a stall; 0: there are no circuits
+    )
 
 
 class Replica:
     """One replica. Made anew when its address or its primary changes, so that nothing is carried over."""
 
     __slots__ = (
+        "circuit",
         "connections",
         "in_zone",
         "is_readable",
@@ -56,6 +69,7 @@ class Replica:
         "reads_total",
         "sample",
         "shard",
+        "silences",
         "stage",
         "stamp",
         "stamped_at",
@@ -82,6 +96,8 @@ class Replica:
         self.mismatched: tuple[bytes, ...] = ()  # keys that differed from the primary's
         self.verified_at: float | None = None  # Unix seconds
         self.reads_total = 0
+        self.circuit = Circuit()
+        self.silences = [Silence() for _ in RESPS]  # of the connections
 
     @property
     def address(self) -> Address:
@@ -170,16 +186,25 @@ class ShardReplicas:
         self.has_readable = any(replica.is_readable for replica in self.replicas)
 
     def choose(
-        self, resp: int, *, may_be_behind: bool = True, proven_since: float | None = None
+        self,
+        resp: int,
+        count: int = 1,
+        *,
+        may_be_behind: bool = True,
+        proven_since: float | None = None,
+        despite: bool = False,
     ) -> tuple[Replica, NodeConnection] | None:
         """The replica that is to serve the next reads: in the zone, with the fewest replies owed, then the quickest.
 
-        ``may_be_behind`` False: none of which it is known. ``proven_since``: its last stamp proved that it has
-        everything until then (Trio's clock), or something later.
+        ``count``: how many they are; 0: none, somebody only asks. ``may_be_behind`` False: none of which it is known.
+        ``proven_since``: its last stamp proved that it has everything until then (Trio's clock), or something later.
+        Not one whose node has no permit, nor against its circuit; ``despite``: there is nobody else to ask.
         """
         index = RESP_INDEX[resp]
         best: tuple[Replica, NodeConnection] | None = None
         best_rank: tuple[bool, int, float] = (True, 0, 0.0)
+        returning: tuple[Replica, NodeConnection] | None = None  # the best of those that get a share
+        returning_rank = best_rank
         for replica in self.replicas:
             connection = replica.connections[index]
             if not replica.is_readable or connection is None or not connection.ready:
@@ -191,9 +216,30 @@ class ShardReplicas:
                 if until is None or until < proven_since:
                     continue
             rank = (not replica.in_zone, len(connection.owed), replica.latency_seconds or 0.0)
+            if not despite:
+                share = replica.circuit.share
+                if share == 0.0 or not (connection.is_free or connection.load.has_permit(NORMAL)):
+                    continue
+                if share != 1.0:
+                    if returning is None or rank < returning_rank:
+                        returning, returning_rank = (replica, connection), rank
+                    continue
             if best is None or rank < best_rank:
                 best, best_rank = (replica, connection), rank
+        if returning is not None and (best is None or returning_rank < best_rank):
+            circuit = returning[0].circuit
+            if circuit.admits(count) if count else circuit.would_admit():
+                return returning
         return best
+
+    def has_passed_over(self, resp: int) -> bool:
+        """Whether a readable replica may be without reads because of its circuit or its permits."""
+        index = RESP_INDEX[resp]
+        return any(
+            replica.is_readable
+            and (replica.circuit.share != 1.0 or ((line := replica.connections[index]) and not line.is_free))
+            for replica in self.replicas
+        )
 
 
 class Replicas:
@@ -210,6 +256,8 @@ class Replicas:
         self.on_news: Callable[[], None] = lambda: None
         # A connection to one of them ended, perhaps with its process. Called at once, must not block.
         self.on_connection_lost: Callable[[Replica], None] = lambda replica: None
+        # One of them stalls, with reads that others could serve. Called at once, must not block.
+        self.on_stall: Callable[[Replica], None] = lambda replica: None
         self._resps = [2]  # the RESP versions in use
         self._shards: dict[str, ShardReplicas] = {}  # by the primary's node id
         self._entries: list[ShardReplicas | None] = [None]  # by the view's index
@@ -228,6 +276,8 @@ class Replicas:
         self.options = options
         for replica in self.replicas():
             self.set_zone(replica, "")
+            if not options.stall_seconds:
+                replica.circuit = Circuit()
 
     def set_zone(self, replica: Replica, told: str) -> None:
         """``told``: the zone that the node itself named; "" if it did not."""
@@ -240,6 +290,66 @@ class Replicas:
         if resp not in self._resps:
             self._resps.append(resp)
             self.nodes.ensure_all(self._by_address, resp)
+
+    # -- circuits
+
+    def look_for_stalls(self, until: float) -> None:
+        """Take out each replica that owes replies and has sent nothing for too long. Called at a steady beat.
+
+        ``until``: what came by then was read (Trio's clock).
+        """
+        if not self.options.stall_seconds:
+            return
+        now = trio.current_time()
+        for replica in self.replicas():
+            for connection, silence in zip(replica.connections, replica.silences, strict=True):
+                if connection is None:
+                    continue
+                seconds = silence.seconds(bool(connection.owed), connection.arrived(), until, now)
+                if seconds and seconds >= self.stall_seconds(replica):
+                    self.fail(replica, f"it owes replies, and has sent nothing for {seconds:.3g} s")
+                    self.on_stall(replica)
+            if replica.circuit.advance(now):
+                self._report(replica)
+
+    def stall_seconds(self, replica: Replica) -> float:
+        """From when on it stalls, and a question is answered late."""
+        connection = replica.connections[0]
+        no_load_seconds = 0.0 if connection is None else connection.load.limiter.no_load_seconds
+        far_seconds = STALL_ROUND_TRIPS * no_load_seconds if no_load_seconds != inf else 0.0
+        return max(self.options.stall_seconds, far_seconds)
+
+    def fail(self, replica: Replica, why: str) -> None:
+        """It failed or stalled."""
+        if self.options.stall_seconds and replica.circuit.fail(why, trio.current_time(), random.random()):
+            self._report(replica)
+
+    def fail_reads(self, replica: Replica, count: int, why: str) -> None:
+        """It answered so many reads with errors that are its own."""
+        circuit, now = replica.circuit, trio.current_time()
+        if self.options.stall_seconds and circuit.fail_reads(
+            count, replica.reads_total, why, now, random.random()
+        ):
+            self._report(replica)
+
+    def note(self, replica: Replica, sample: Sample, asked_at: float, now: float) -> None:
+        """It answered ``sample`` at ``now`` to a question of ``asked_at`` (Trio's clock)."""
+        replica.note(sample, asked_at, now)
+        if replica.is_readable and replica.circuit.share != 1.0:
+            if replica.circuit.on_answer(asked_at, now, self.stall_seconds(replica), random.random()):
+                self._report(replica)
+
+    def _report(self, replica: Replica) -> None:
+        circuit = replica.circuit
+        match circuit.state:
+            case CircuitState.OPEN:
+                log.warning("circuit_opened", node=replica.address, reason=circuit.why)
+            case CircuitState.PROBING:
+                log.debug("circuit_probing", node=replica.address)
+            case CircuitState.RETURNING:
+                log.info("circuit_returning", node=replica.address, share=circuit.share)
+            case CircuitState.CLOSED:
+                log.info("circuit_closed", node=replica.address)
 
     def shards(self) -> list[ShardReplicas]:
         return [*self._shards.values()]
@@ -396,6 +506,7 @@ class Replicas:
                 was is not None and was is not now
                 for was, now in zip(former, replica.connections, strict=True)
             ):
+                replica.silences = [Silence() for _ in RESPS]
                 self.on_connection_lost(replica)
 
 

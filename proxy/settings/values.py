@@ -393,6 +393,17 @@ class ReadSettings:
             is_live=True,
         ),
     ] = 0.5
+    circuit_stall_seconds: Annotated[
+        float,
+        Says(
+            "A replica that owes replies and has sent nothing for this time gets no reads that another node can "
+            "answer, until it has answered a question; then it gets a growing share of them. 0 means that only "
+            "replica_timeout_seconds counts.",
+            at_least=0,
+            at_most=DAY_SECONDS,
+            is_live=True,
+        ),
+    ] = 0.1
     sample_interval_seconds: Annotated[
         float,
         Says(

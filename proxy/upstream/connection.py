@@ -356,9 +356,13 @@ class NodeConnection(Endpoint):
             overdue = queued > self.answered_total
             if not overdue:
                 self._answered_until = noted_at
+        before, self._arrived = self._arrived, self.arrived()
+        return overdue and not (self._arrived[1] and self._arrived > before)
+
+    def arrived(self) -> tuple[int, int]:
+        """How much has come: replies, and bytes of the next one."""
         part = len(self._growing) if self._growing is not None else self._unread_bytes if self._unread else 0
-        before, self._arrived = self._arrived, (self.answered_total, part)
-        return overdue and not (part and self._arrived > before)
+        return self.answered_total, part
 
     # -- ending
 

@@ -94,7 +94,25 @@ async def test_the_record_and_what_is_live_stand_side_by_side() -> None:
         "reads_total": 5,
         "mismatched_keys": [],
         "why_not": None,
+        "circuit": {"state": "closed", "share": 1.0, "why": None, "openings_total": 0},
         "verified_at": "2027-01-15T08:00:01.500Z",
+    }
+
+
+async def test_a_circuit_shows_its_state_its_share_and_why() -> None:
+    facts = replace(
+        FACTS,
+        circuit="returning",
+        circuit_share=0.2,
+        circuit_why="it owes replies",
+        circuit_openings_total=3,
+    )
+    [shown] = await get(await store_of(RECORD), {A: facts})
+    assert shown["live"]["circuit"] == {
+        "state": "returning",
+        "share": 0.2,
+        "why": "it owes replies",
+        "openings_total": 3,
     }
 
 

@@ -14,6 +14,7 @@ from proxy.admin import replicas
 from proxy.admin.endpoints import AdminState
 from proxy.admin.endpoints import routes as endpoint_routes
 from proxy.admin.http import Route
+from proxy.cli import replicas as replicas_command
 from proxy.cli.main import main
 from proxy.topology.history import History
 from routing.explain import quarantined
@@ -55,6 +56,7 @@ def test_each_replica_is_a_row_and_one_that_is_not_read_says_why(capsys: pytest.
         "10.0.0.1:6379",
         "10.0.0.9:6379",
         "readable",
+        "closed",
         "online",
         "12 B",
         "40 ms",
@@ -67,6 +69,7 @@ def test_each_replica_is_a_row_and_one_that_is_not_read_says_why(capsys: pytest.
         "node": "[::1]:6380",
         "primary": "10.0.0.9:6379",
         "stage": "quarantined, not connected",
+        "circuit": "closed",
         "state": "not recorded",
         "lag": "-",
         "staleness": "-",
@@ -86,7 +89,27 @@ def test_before_the_cluster_is_seen_the_record_is_shown_with_ids(capsys: pytest.
     with admin_port(table({}, RECORD, view=EMPTY_VIEW)) as address:
         assert main(["replicas", "--admin", address]) == 0
     [_, row] = shown_cells(capsys.readouterr().out)
-    assert row[:4] == ["10.0.0.1:6379", "cccccccc", "not known here", "online"]
+    assert row[:5] == ["10.0.0.1:6379", "cccccccc", "not known here", "-", "online"]
+    assert len(row) == len(replicas_command.COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("circuit", "share", "cell", "note"),
+    [
+        ("open", 0.0, "open", "10.0.0.1:6379 gets none of its reads: it owes replies"),
+        ("returning", 0.05, "returning, 5%", "10.0.0.1:6379 gets 5% of its reads: it owes replies"),
+    ],
+)
+def test_one_whose_circuit_is_not_closed_says_why(
+    circuit: str, share: float, cell: str, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = replace(FACTS, circuit=circuit, circuit_share=share, circuit_why="it owes replies")
+    with admin_port(table({A: facts}, RECORD)) as address:
+        assert main(["replicas", "--admin", address]) == 0
+    shown = capsys.readouterr().out
+    [_, row] = shown_cells(shown)
+    assert row[3] == cell
+    assert shown.splitlines()[-1] == note
 
 
 def test_no_replica_and_json(capsys: pytest.CaptureFixture[str]) -> None:

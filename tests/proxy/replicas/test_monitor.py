@@ -14,7 +14,8 @@ from proxy.replicas.monitor import (
     SILENCE_SECONDS,
     MonitorOptions,
 )
-from proxy.replicas.service import ReplicaOptions
+from proxy.replicas.service import Replica, ReplicaOptions
+from routing.circuit import CircuitState
 from routing.promotion import Stage
 from routing.topology import UNOWNED
 from tests.proxy.replicas.shard import STEP_SECONDS, ShardWorld, shard_of
@@ -215,4 +216,65 @@ async def test_a_slot_that_changed_hands_is_served_by_replicas_once_it_has_settl
         assert world.replicas.of_slot[0] is None
         await trio.sleep(0.5 + IDLE_INTERVAL_SECONDS)
         assert world.replicas.of_slot[0] is world.replica(1).shard
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_replica_that_stalls_is_out_soon_and_returns_slowly(autojump_clock: Any) -> None:
+    """It is noticed from the offsets that it owes, long before it counts as silent; and so is its recovery."""
+    async with shard_of(3) as world, trio.open_nursery() as nursery:
+        await start(world, nursery, 1, 2)
+        stalled, well = world.replica(1), world.replica(2)
+        told: list[Replica] = []
+        world.replicas.on_stall = told.append
+        stall_seconds = world.replicas.options.stall_seconds
+
+        async def use() -> None:
+            while True:
+                world.replicas.used_at = trio.current_time()
+                await trio.sleep(0.01)
+
+        nursery.start_soon(use)
+        world.replicas.on_news()
+        world.twins[1].is_silent = True
+        began = trio.current_time()
+        while not stalled.circuit.is_open:
+            await trio.sleep(STEP_SECONDS)
+        assert trio.current_time() - began < OPTIONS.sample_interval_seconds + stall_seconds * 1.5
+        assert stalled.shard.choose(2) == (well, well.connections[0])
+        assert told[0] is stalled
+        await trio.sleep(3.0)
+        assert stalled.circuit.is_open
+        world.twins[1].is_silent = False
+        began = trio.current_time()
+        shares = []
+        while stalled.circuit.state is not CircuitState.CLOSED:
+            shares.append(stalled.circuit.share)
+            await trio.sleep(0.1)
+        assert sorted(set(shares)) == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8]
+        assert shares == sorted(shares)
+        assert 5.0 <= trio.current_time() - began < 12.0
+        assert (stalled.circuit.openings_total, well.circuit.openings_total) == (1, 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_while_nobody_reads_nobody_looks_for_stalls(autojump_clock: Any) -> None:
+    """The quick beat ends, and begins with the next read."""
+    async with shard_of() as world, trio.open_nursery() as nursery:
+        await start(world, nursery, 1)
+        looks: list[float] = []
+        look = world.replicas.look_for_stalls
+
+        def counted(until: float) -> None:
+            looks.append(until)
+            look(until)
+
+        world.replicas.look_for_stalls = counted  # type: ignore[method-assign]
+        await trio.sleep(IN_USE_SECONDS)
+        looks.clear()
+        await trio.sleep(10.0)
+        assert looks == []
+        world.replicas.used_at = trio.current_time()
+        world.replicas.on_news()
+        await trio.sleep(1.0)
+        assert len(looks) >= 1.0 / world.replicas.options.stall_seconds
         nursery.cancel_scope.cancel()

@@ -56,6 +56,7 @@ def test_the_live_settings_are_these() -> None:
         "reads.max_staleness_seconds",
         "reads.settle_seconds",
         "reads.replica_timeout_seconds",
+        "reads.circuit_stall_seconds",
         "reads.zone",
         "reads.zones",
         "reads.rules.0.prefix",

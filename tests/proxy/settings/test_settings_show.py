@@ -124,6 +124,7 @@ reads = st.builds(
     max_staleness_seconds=durations,
     settle_seconds=bounds,
     replica_timeout_seconds=durations,
+    circuit_stall_seconds=bounds,
     sample_interval_seconds=durations,
     verify_interval_seconds=bounds,
     verify_keys=st.integers(1, 1000),
