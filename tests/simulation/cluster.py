@@ -1158,13 +1158,22 @@ class Cluster:
             node.engine.entries, node.versions, node.offset = {}, {}, 0
         else:
             engine, versions, replid, offset = node.saved
-            node.engine.entries, node.versions, node.offset = dict(engine.entries), dict(versions), offset
+            # Keys of slots that have moved away since would be there, and come back to life when the slot returns.
+            # Whoever moves it there removes them first, as for any node that says that it has such keys.
+            node.engine.entries = {key: entry for key, entry in engine.entries.items() if self._has(node, key)}
+            node.versions = {key: version for key, version in versions.items() if self._has(node, key)}
+            node.offset = offset
             if self.knows_mixed_at_source:  # Redis 7.0 and later keep the history's name in the file
                 node.replid2, node.second_offset = replid, offset + 1
         self.ledger.on_failover(node, node)
         node.hear()
         for replica in [other for other in self.nodes if other.source is node]:
             replica.follow(node)
+
+    def _has(self, node: ServerNode, key: bytes) -> bool:
+        """Whether the key's slot is the node's, or on its way to it."""
+        slot = slot_of(key)
+        return self.owner(slot) is node or slot in node.importing
 
     def save(self, node: ServerNode) -> None:
         """As BGSAVE."""
