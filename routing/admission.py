@@ -83,7 +83,7 @@ class Waiter(Generic[R]):
 class Admission(Generic[R]):
     """One node's permits and queue.
 
-    The way of nearly all requests is ``if admission.admits(priority)``, or the same two lines in the caller's own loop.
+    A request asks ``admits``, or its caller compares ``in_flight`` with ``ceilings`` itself and counts as it queues.
     What is never refused is counted in ``in_flight`` as well, which may so be more than the limit.
     """
 

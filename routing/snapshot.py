@@ -50,7 +50,9 @@ class SnapshotRecord:
     name: str = ""
     expires_at: float | None = None  # Unix seconds
     epoch: int = 0  # the cluster's, at the barrier
-    floors: Mapping[str, Floor] = field(default_factory=dict)  # id of a primary at the barrier -> its floor
+    floors: Mapping[str, Floor] = field(
+        default_factory=dict
+    )  # replication id of a primary at the barrier -> its floor
     reason: str = ""  # why it was aborted
     owner: str = ""  # the proxy that opens it
     is_cut: bool = False  # writes are, or were, preserved for it
