@@ -69,6 +69,7 @@ SUBSCRIBED_CLIENTS = 100
 OWED_OF_A_CONNECTION = 1
 DECISIONS = 20_000
 MOVED_SLOTS = 500
+PIPELINE = 250  # as many as one pass takes of a client
 FEW_NODES = 3
 
 T = TypeVar("T")
@@ -368,7 +369,7 @@ async def swaps(view: TopologyView, rounds: int) -> dict[str, list[float]]:
 async def decisions(view: TopologyView, few: TopologyView, rounds: int) -> Iterator[Row]:
     """The look-up that each request costs, and the whole way of plain requests to their connections' queues."""
     hash_slots = [random.Random(3).randrange(SLOT_COUNT) for _ in range(DECISIONS)]
-    pipeline = b"".join(command("GET", f"key-{number}") for number in range(500))
+    pipeline = b"".join(command("GET", f"key-{number}") for number in range(PIPELINE))
     look: tuple[list[float], list[float]] = ([], [])
     queue: tuple[list[float], list[float]] = ([], [])
     async with plane_of(view) as many, plane_of(few) as small:
@@ -377,8 +378,8 @@ async def decisions(view: TopologyView, few: TopologyView, rounds: int) -> Itera
                 routes = plane.exchange.routes.of_slot
                 look[which].append(milliseconds(partial(_look_up, routes, hash_slots))[0] * 1e6 / DECISIONS)
                 plane.hub._in_turn = True
-                queue[which].append(milliseconds(partial(plane.client.receive, pipeline))[0] * 1e3 / 500)
-                assert len(plane.client.slots) == 500
+                queue[which].append(milliseconds(partial(plane.client.receive, pipeline))[0] * 1e3 / PIPELINE)
+                assert len(plane.client.slots) == PIPELINE
                 plane.forget_requests()
                 plane.hub._in_turn = False
     many_name, few_name = f"{len(list(view.nodes()))} nodes", f"{len(few.shards)} nodes"

@@ -1160,7 +1160,9 @@ class Cluster:
             engine, versions, replid, offset = node.saved
             # Keys of slots that have moved away since would be there, and come back to life when the slot returns.
             # Whoever moves it there removes them first, as for any node that says that it has such keys.
-            node.engine.entries = {key: entry for key, entry in engine.entries.items() if self._has(node, key)}
+            node.engine.entries = {
+                key: entry for key, entry in engine.entries.items() if self._has(node, key)
+            }
             node.versions = {key: version for key, version in versions.items() if self._has(node, key)}
             node.offset = offset
             if self.knows_mixed_at_source:  # Redis 7.0 and later keep the history's name in the file
