@@ -313,13 +313,13 @@ class OpenRequests(Requester):
     def has_permits(self, hash_slots: Iterable[int], priority: int, *, only_reads: bool) -> bool:
         """The same for a request on several slots: one permit at each node, however many slots it has there."""
         kind = self._kinds[Lane.READ if only_reads else Lane.WRITE]
-        loads: set[NodeLoad] = set()
+        loads: dict[NodeLoad, None] = {}
         for hash_slot in hash_slots:
             route: Route | None = self.routes_of_slot[hash_slot][kind]
             if not isinstance(route, NodeConnection) or not route.ready:
                 route = self.exchange.routes.owner(hash_slot, self.resp, Lane.WRITE)
             if route is not None:
-                loads.add(route.load)
+                loads[route.load] = None
         if not all(load.has_permit(priority) or self.permits.may_pass(load, priority) for load in loads):
             return False
         self.permits.go()

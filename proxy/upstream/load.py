@@ -308,7 +308,7 @@ class Loads:
         self.waits = {priority: Histogram(WAIT_BUCKETS) for priority in Priority}
         self._of: dict[Address, NodeLoad] = {}
         self._touched: frozenset[Address] = frozenset()  # by migrations
-        self._waiting: set[NodeLoad] = set()
+        self._waiting: dict[NodeLoad, None] = {}  # in the order in which somebody began to wait
         self._has_waiting = trio.Event()
 
     def of(self, address: Address) -> NodeLoad:
@@ -354,7 +354,7 @@ class Loads:
 
     def on_waiting(self, load: NodeLoad) -> None:
         """Somebody waits there."""
-        self._waiting.add(load)
+        self._waiting[load] = None
         self._has_waiting.set()
 
     async def run(self) -> None:
@@ -367,7 +367,7 @@ class Loads:
                 for load in list(self._waiting):
                     load.serve_waiting(now)
                     if not load.waiting:
-                        self._waiting.discard(load)
+                        self._waiting.pop(load, None)
             self._has_waiting = trio.Event()
 
     def samples(self) -> Iterator[Sample]:

@@ -21,7 +21,7 @@ OPENED_MIN = 0.5  # snapshots for each history
 SEEDS_FOR_A_PLANT = 300
 # Where each was found when this was written: looked at first, to save time. A change of the product changes histories.
 FOUND_AT = {
-    "a lost write repeated": 31,
+    "a lost write repeated": 82,
     "marker set after the write": 6,
     "pre-image with REPLACE": 146,
     "no cache reset on failover": 161,
@@ -43,10 +43,11 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 def test_one_seed_gives_one_history(pool: ProcessPoolExecutor) -> None:
     """A seed that fails can be played again: in another process, after other seeds."""
-    (first, second) = pool.submit(play_here, [7, 8]).result()
-    (again,) = pool.submit(play_here, [8]).result()
-    assert again.trace == second.trace
-    assert first.trace != second.trace
+    for seeds in ([7, 8], [9, 10]):  # of the latter both have tight limits
+        (first, second) = pool.submit(play_here, seeds).result()
+        (again,) = pool.submit(play_here, seeds[1:]).result()
+        assert again.trace == second.trace
+        assert first.trace != second.trace
 
 
 def test_histories_keep_the_promises(pool: ProcessPoolExecutor) -> None:
