@@ -3,7 +3,7 @@
 promtool plays the faults that stand beside the rules, and what was recorded from a proxy. What it cannot know is tested
 without it: that the metrics exist with these labels, that each alert has its fault, that thresholds are the limits of
 the code, and that docs/alerts.md tells the same. promtool comes with Debian's package prometheus; it is looked for on
-the path, or where STEADYREAD_PROMTOOL says.
+the path, or where PROMTOOL says.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def situations() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    found = shutil.which(os.environ.get("STEADYREAD_PROMTOOL", "promtool"))
+    found = shutil.which(os.environ.get("PROMTOOL", "promtool"))
     if found is None:
-        pytest.skip("promtool is not here: install Debian's prometheus, or name it in STEADYREAD_PROMTOOL")
+        pytest.skip("promtool is not here: install Debian's prometheus, or name it in PROMTOOL")
     return found
 
 
