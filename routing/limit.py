@@ -42,7 +42,7 @@ GRADIENT_MIN = 0.5  # one window takes at most this part of the limit, before sm
 QUEUE_FROM = 0.9  # a gradient below this shows a queue
 STALL_ROUND_TRIPS = 4  # at no load; a far node with few permits answers in bursts, a round trip apart
 FREE_WINDOWS = 5  # so many in a row without one, and the node is free
-LIMITED_WINDOWS = 10  # it must have been limited for so many before its limit is a reason to refuse anyone
+LIMITED_WINDOWS = 25  # it must have been limited for so many before that is a reason to refuse anyone
 TIMED_MAX = 32  # more at once would say nothing more
 PROBE_SOON = 0.1  # of probe_seconds: how long a probe may last, and when one comes that something calls for
 

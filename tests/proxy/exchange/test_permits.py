@@ -119,7 +119,7 @@ async def test_who_waits_too_long_is_refused_and_told_when_to_come_back(autojump
                 command("GET", "a")
             )  # in the same turn in which the permit comes free, or before it
             world.turn()
-        assert 0.2 < trio.current_time() - began < 0.3  # ten windows, and its wait
+        assert 0.5 < trio.current_time() - began < 0.65  # 25 windows, and its wait
         assert len(replies) == 3  # what stood behind it has waited as long
         for reply in replies[:2]:
             assert reply.startswith(b"-OVERLOADED node node:7000 is overloaded and this one waited")
