@@ -730,7 +730,7 @@ class OverloadSettings:
     ] = 5000.0
     wait_normal_ms: Annotated[
         float, Says("The same for a normal request, while the node answers.", at_least=0, at_most=10_000)
-    ] = 20.0
+    ] = 100.0
     wait_background_ms: Annotated[
         float, Says("The same for a background request.", at_least=0, at_most=10_000)
     ] = 5.0

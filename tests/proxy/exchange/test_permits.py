@@ -18,7 +18,7 @@ from routing.slot import slot_of
 from tests.proxy.exchange.test_open_requests import OK, command
 from tests.proxy.world import Client, World, keys_of, world_of
 
-ONE = Settings(overload=OverloadSettings(limit_min=1, limit_max=1, wait_critical_ms=1000))
+ONE = Settings(overload=OverloadSettings(limit_min=1, limit_max=1, wait_critical_ms=1000, wait_normal_ms=20))
 THREE = Settings(overload=OverloadSettings(limit_min=3, limit_max=3))
 
 
