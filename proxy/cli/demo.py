@@ -29,7 +29,7 @@ from rich.table import Table
 
 import proxy
 from proxy.cli.main import DONE, FAILED
-from proxy.embedded.cluster import HOST, Cluster, ClusterError, Node, choose_ports, log_end, running_cluster
+from proxy.embedded.cluster import HOST, Cluster, ClusterError, Node, held_ports, log_end, running_cluster
 from proxy.embedded.connection import ConnectionLost, ServerError, connected
 from proxy.embedded.engine import EngineNotFound, find_engine
 from proxy.embedded.follower import FollowingClient
@@ -201,22 +201,23 @@ def _next_primary(cluster: Cluster, node: Node) -> Node:
 async def _steadyread(cluster: Cluster) -> AsyncIterator[Address]:
     """The proxy as a process of its own for the length of the block. ClusterError if it does not serve."""
     assert cluster.guard is not None
-    listen, admin = (Address(HOST, port) for port in choose_ports(2))
     log = cluster.directory / "steadyread.log"
     # ``-m`` looks in the working directory first: the package that runs there is the one that runs here.
     where = Path(proxy.__file__).resolve().parents[1]
-    process = cluster.guard.spawn(_serve_command(cluster.nodes[0].address, listen, admin), where, log)
-    try:
-        await _wait_serving(process, listen, log)
-        yield listen
-    finally:
-        signal_group(process, signal.SIGTERM)
-        with trio.move_on_after(_STOP_SECONDS) as patience:
-            patience.shield = True
-            await wait_ended(process)
-        signal_group(process, signal.SIGKILL)
-        process.wait()
-        cluster.guard.forget(process)
+    with held_ports(2) as ports:
+        listen, admin = (Address(HOST, port) for port in ports)
+        process = cluster.guard.spawn(_serve_command(cluster.nodes[0].address, listen, admin), where, log)
+        try:
+            await _wait_serving(process, listen, log)
+            yield listen
+        finally:
+            signal_group(process, signal.SIGTERM)
+            with trio.move_on_after(_STOP_SECONDS) as patience:
+                patience.shield = True
+                await wait_ended(process)
+            signal_group(process, signal.SIGKILL)
+            process.wait()
+            cluster.guard.forget(process)
 
 
 def _serve_command(seed: Address, listen: Address, admin: Address) -> list[str]:

@@ -11,6 +11,7 @@ would after a restart. Servers that meet instead wait for gossip, which takes se
 
 from __future__ import annotations
 
+import errno
 import random
 import secrets
 import shutil
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,23 +235,23 @@ async def running_cluster(
     Nothing is left running after an exception, a cancellation, or the death of this process by any signal.
     Raises ClusterError when the servers do not start or do not form a cluster.
     """
-    ports = choose_ports(primaries * (1 + replicas), base_port)
-    where = Path(tempfile.mkdtemp(prefix="steadyread-")) if directory is None else directory
-    guard = Guard(remove=where if directory is None else None)
-    try:
-        cluster = lay_out(engine, ports, primaries, where, node_timeout_ms, extra)
-        cluster.guard = guard
+    with held_ports(primaries * (1 + replicas), base_port) as ports:
+        where = Path(tempfile.mkdtemp(prefix="steadyread-")) if directory is None else directory
+        guard = Guard(remove=where if directory is None else None)
         try:
-            for node in cluster.nodes:
-                cluster._spawn(node)
-            await wait_formed(cluster)
-            yield cluster
+            cluster = lay_out(engine, ports, primaries, where, node_timeout_ms, extra)
+            cluster.guard = guard
+            try:
+                for node in cluster.nodes:
+                    cluster._spawn(node)
+                await wait_formed(cluster)
+                yield cluster
+            finally:
+                with trio.move_on_after(_REAP_SECONDS) as reaping:
+                    reaping.shield = True
+                    await cluster._end()
         finally:
-            with trio.move_on_after(_REAP_SECONDS) as reaping:
-                reaping.shield = True
-                await cluster._end()
-    finally:
-        guard.close()
+            guard.close()
 
 
 def choose_ports(count: int, base_port: int | None = None) -> list[int]:
@@ -270,15 +271,45 @@ def choose_ports(count: int, base_port: int | None = None) -> list[int]:
                         f"port {needed}, needed for {use}, is in use; choose another base port"
                     )
         return ports
-    candidates = random.sample(_FREE_PORTS, k=len(_FREE_PORTS))
-    free = [p for p, _ in zip(_free_of(candidates), range(count), strict=False)]
-    if len(free) < count:
-        raise ClusterError(f"found only {len(free)} free ports of {count}")
-    return free
+    with held_ports(count) as ports:
+        return ports
 
 
-def _free_of(ports: Sequence[int]) -> Iterator[int]:
-    return (port for port in ports if _is_free(port) and _is_free(port + BUS_PORT_OFFSET))
+@contextmanager
+def held_ports(count: int, base_port: int | None = None) -> Iterator[list[int]]:
+    """``choose_ports``; of free ones, those that no other cluster of ours takes before the end of the block.
+
+    That nothing listens is not enough: another may look at the same moment, or while a killed node's port is not
+    in use. So a port and its bus port have a name each in the abstract namespace of Unix sockets, which one
+    process can have, and which ends with it.
+    """
+    if base_port is not None:
+        yield choose_ports(count, base_port)
+        return
+    with ExitStack() as holds:
+        held: list[int] = []
+        for port in random.sample(_FREE_PORTS, k=len(_FREE_PORTS)):
+            with ExitStack() as hold:
+                if all(_hold(needed, hold) and _is_free(needed) for needed in (port, port + BUS_PORT_OFFSET)):
+                    holds.enter_context(hold.pop_all())
+                    held.append(port)
+            if len(held) == count:
+                break
+        else:
+            raise ClusterError(f"found only {len(held)} free ports of {count}")
+        yield held
+
+
+def _hold(port: int, hold: ExitStack) -> bool:
+    """Take the port's name until ``hold`` ends. False when another has it."""
+    name = hold.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        name.bind(f"\0steadyread-port-{port}")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 def _is_free(port: int) -> bool:

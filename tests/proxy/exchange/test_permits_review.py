@@ -288,6 +288,7 @@ async def test_a_node_that_left_is_forgotten(autojump_clock: MockClock) -> None:
         await trio.sleep(60)
         assert not [each for each in world.upstreams.connections() if each.address == gone.address]
         assert world.upstreams.loads.known(gone.address) is None
+        gone.lose()
 
 
 async def test_a_herd_of_clients_at_the_start_is_served(autojump_clock: MockClock) -> None:
