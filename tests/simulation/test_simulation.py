@@ -29,7 +29,7 @@ FOUND_AT = {
     "recovery after the first write": 257,
     "an abandoned connection not killed": 28,
     "a failover floor ignored": 10,
-    "a retried write that does not preserve": 1,
+    "a retried write that does not preserve": 6,
     "what another proxy writes is taken for known": 239,
     "a pre-image taken for kept in every history": 423,
 }
@@ -67,9 +67,10 @@ def test_histories_keep_the_promises(pool: ProcessPoolExecutor) -> None:
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_planted_fault_is_found(pool: ProcessPoolExecutor, plant: str) -> None:
     """By a seed that breaks no promise without it."""
-    first = FOUND_AT[plant]
-    for outcome in play_in(pool, [first, *range(1, SEEDS_FOR_A_PLANT + 1)], plant):
-        if outcome.broken and not pool.submit(play_here, [outcome.seed]).result()[0].broken:
-            print(f"\n{plant}: seed {outcome.seed}: {outcome.broken[:200]}")
-            return
+    # What is played without the fault would wait for all seeds that are played with it, were they asked for at once.
+    for seeds in ([FOUND_AT[plant]], range(1, SEEDS_FOR_A_PLANT + 1)):
+        for outcome in play_in(pool, seeds, plant):
+            if outcome.broken and not pool.submit(play_here, [outcome.seed]).result()[0].broken:
+                print(f"\n{plant}: seed {outcome.seed}: {outcome.broken[:200]}")
+                return
     pytest.fail(f"seeds 1 to {SEEDS_FOR_A_PLANT} do not find it")
