@@ -14,10 +14,11 @@ another, or end the connection for all.
 from __future__ import annotations
 
 import re
+from binascii import crc_hqx
 from dataclasses import dataclass
 
 from routing.command import Command
-from routing.slot import slot_of
+from routing.slot import SLOT_COUNT, slot_of
 
 LINE_BYTES_MAX = 64 * 1024  # Redis's PROTO_INLINE_MAX_SIZE; held by test_requests.py::test_endless_lines
 ARGUMENTS_MAX = 1024 * 1024  # Redis's limit on a multibulk count
@@ -26,6 +27,8 @@ UNAUTHENTICATED_BULK_BYTES_MAX = 16 * 1024
 PREFIX_BYTES_MAX = 64  # longer than any count, length and command name together
 # Spellings of command prefixes that are remembered: the names are bounded, their case is not.
 PREFIXES_MAX = 8192
+
+SLOT_MASK = SLOT_COUNT - 1  # as in slot_of, which is called for keys with a hash tag only: a call costs time
 
 LENGTHS: dict[bytes, int] = {b"%d" % n: n for n in range(4096)}  # canonical digits -> length
 
@@ -55,30 +58,37 @@ def scan_simple(buffer: bytes, at: int, count_max: int, found: list[Simple], val
     Stops before the first frame that is incomplete, not simple or not canonical, or after ``count_max``
     requests, and returns the offset it stopped at. Never raises: what it cannot take, RequestParser judges.
     """
-    find = buffer.find
+    find, begins = buffer.find, buffer.startswith
     prefix_of = _prefixes.get
     length_of = LENGTHS.get
+    header = (
+        b""  # of the last frame, up to its key: mostly the next one's as well, and then it means the same
+    )
     while count_max:
-        # The third line of the frame begins at the first "\r\n$" past "*N\r\n$": the fifth byte is inside the
-        # name's length for N < 10, and longer counts still meet the same "\r\n$" or miss the dictionary.
-        key_line = find(b"\r\n$", at + 5, at + PREFIX_BYTES_MAX)
-        if key_line < 0:
-            break
-        known = prefix_of(buffer[at:key_line])
-        if known is None:
-            break
-        line_end = find(b"\r\n", key_line + 3)
-        length = length_of(buffer[key_line + 3 : line_end])
-        if length is None or line_end < 0:
-            break
-        key_start = line_end + 2
-        end = key_start + length
+        if header and begins(header, at):
+            key_start = at + len(header)
+        else:
+            # The third line of the frame begins at the first "\r\n$" past "*N\r\n$": the fifth byte is inside the
+            # name's length for N < 10, and longer counts still meet the same "\r\n$" or miss the dictionary.
+            key_line = find(b"\r\n$", at + 5, at + PREFIX_BYTES_MAX)
+            if key_line < 0:
+                break
+            known = prefix_of(buffer[at:key_line])
+            if known is None:
+                break
+            line_end = find(b"\r\n", key_line + 3)
+            length = length_of(buffer[key_line + 3 : line_end])
+            if length is None or line_end < 0:
+                break
+            key_start = line_end + 2
+            header = buffer[at:key_start]
+            (command, argument_count), key_length = known, length
+        end = key_start + key_length
         key = buffer[key_start:end]
         end += 2
         if buffer[end - 2 : end] != b"\r\n":
             break
-        command, remaining = known
-        remaining -= 2
+        remaining = argument_count - 2
         while remaining:
             line_end = find(b"\r\n", end)
             if line_end < 0 or buffer[end] != 36:
@@ -92,7 +102,8 @@ def scan_simple(buffer: bytes, at: int, count_max: int, found: list[Simple], val
             if buffer[end - 2 : end] != b"\r\n":  # not here yet, or something else
                 return at
             remaining -= 1
-        found.append((command, buffer[at:end], slot_of(key), key))
+        hash_slot = slot_of(key) if b"{" in key else crc_hqx(key, 0) & SLOT_MASK
+        found.append((command, buffer[at:end], hash_slot, key))
         at = end
         count_max -= 1
     return at

@@ -270,6 +270,10 @@ def near_frames(draw: st.DrawFn) -> bytes:
 @example([[b"SET", b"k", b"v"]], [b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$3_0\r\n" + b"v" * 30 + b"\r\n"], [])
 @example([[b"SET", b"k", b"v"]], [b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n:1\r\nv\r\n"], [])
 @example([[b"SET"] + [b"v"] * 11], [frame([b"SET"] + [b"w"] * 11)], [])
+@example([[b"GET", b"k"]], [frame([b"GET", b"k"]), b"*2\r\n$3\r\nGET\r\n$1\r\nkk\r\n"], [])
+@example([[b"GET", b"k"]], [frame([b"GET", b"k"]), frame([b"GET", b"{t}2"]), frame([b"GET", b"{t}3"])], [])
+@example([[b"GET", b"k"]], [frame([b"GET", b"k"]), b"*2\r\n$3\r\nGET\r\n$1\r\n"], [])
+@example([[b"SET", b"k", b"v"], [b"GET", b"k"]], [frame([b"SET", b"k", b"v"]), frame([b"GET", b"k"])] * 2, [])
 def test_scan_and_parser_frame_alike_whatever_came_before(
     learned: list[list[bytes]], frames: list[bytes], mutations: list[tuple[str, int, int]]
 ) -> None:
