@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
@@ -33,6 +35,11 @@ EVENTS_PER_TURN_MAX = 1024  # bounds a turn, so that Trio's other tasks run betw
 TURNS_PER_WAKE_MAX = 8  # when sockets are ready again at once, go on without a trip through Trio's scheduler
 
 RECEIVE_BYTES = 256 * 1024  # the most that one socket is read in a turn
+
+# linux/tcp.h, struct tcp_info: milliseconds since data came last. It is counted in ticks of the coarse clock.
+_LAST_DATA_RECEIVED = struct.Struct("=52xI")
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; the module time has no name for it
+TICK_SECONDS = time.clock_getres(_CLOCK_MONOTONIC_COARSE)
 
 log = get_logger(__name__)
 
@@ -137,6 +144,19 @@ class Hub:
                         self._fault(item, error)
         finally:
             self._in_turn = False
+
+    def late_with(self, sock: socket.socket) -> float:
+        """For how many seconds at least what was just read there had been ready, as this process was busy or stopped.
+
+        ``late_seconds`` knows of turns only. Other tasks, threads that hold the interpreter and other processes delay
+        a turn too: the kernel knows when the bytes came, to a tick or two, which are not counted.
+        """
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
+        except OSError:  # no TCP
+            return self.late_seconds
+        milliseconds: int = _LAST_DATA_RECEIVED.unpack(info)[0]
+        return max(self.late_seconds, milliseconds / 1000 - TICK_SECONDS - (self.clock() - self.now))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Cancellation takes effect between turns, never within one."""

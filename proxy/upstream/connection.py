@@ -17,7 +17,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from proxy.hub import READ, RECEIVE_BYTES, WRITE, Endpoint, Hub, receive
+from proxy.hub import READ, RECEIVE_BYTES, TICK_SECONDS, WRITE, Endpoint, Hub, receive
 from proxy.protocol.replies import (
     AGGREGATE,
     BULK_LENGTHS,
@@ -334,7 +334,8 @@ class NodeConnection(Endpoint):
         hub, load = self.hub, self.load
         load.on_replies(count, hub.now)
         if (sample := self._timed.answered(self.answered_total, hub.now)) is not None:
-            load.on_round_trip(*sample, hub.now, hub.late_seconds)
+            late_seconds = hub.late_seconds if sample[0] < TICK_SECONDS else hub.late_with(self.sock)
+            load.on_round_trip(*sample, hub.now, late_seconds)
         if load.waiting:
             load.serve_waiting(hub.now)
 

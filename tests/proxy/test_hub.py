@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from proxy.hub import READ, WRITE, Endpoint, Hub
+from proxy.hub import READ, TICK_SECONDS, WRITE, Endpoint, Hub
 
 
 class Echo(Endpoint):
@@ -176,4 +176,50 @@ def test_an_endpoint_that_ends_itself_when_writable_is_not_read(hub: Hub, order:
     assert hub.turn()
     assert order == ["writable a"]
     assert echo.fault is None
+    echo.far.close()
+
+
+@pytest.fixture
+def linked(hub: Hub) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a TCP connection."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as near,
+    ):
+        far = server.accept()[0]
+        with far:
+            yield near, far
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.006, 0.02, 0.05])
+def test_how_long_bytes_lay_there_while_the_process_stood_still(
+    hub: Hub, linked: tuple[socket.socket, socket.socket], seconds: float
+) -> None:
+    """Never said to be longer than it was, and by two ticks shorter at most."""
+    near, far = linked
+    for _ in range(5):
+        sent = hub.clock()
+        far.send(b"x")
+        reached = hub.clock()
+        time.sleep(seconds)
+        hub.now = hub.clock()
+        near.recv(10)
+        found = hub.late_with(near)
+        taken = hub.clock() - hub.now
+        assert hub.now - reached - 2 * TICK_SECONDS - taken <= found <= hub.now - sent
+
+
+def test_a_long_turn_is_not_the_time_before_it(hub: Hub, linked: tuple[socket.socket, socket.socket]) -> None:
+    near, far = linked
+    sent = hub.clock()
+    far.send(b"x")
+    hub.now = hub.clock()
+    time.sleep(0.03)
+    assert 0.0 <= hub.late_with(near) <= hub.now - sent
+
+
+def test_what_is_no_tcp_is_late_with_its_turn(hub: Hub, order: list[str]) -> None:
+    echo = Echo(hub, order, "a")
+    hub.late_seconds = 0.25
+    assert hub.late_with(echo.sock) == 0.25
     echo.far.close()
