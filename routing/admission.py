@@ -54,7 +54,7 @@ class AdmissionRules:
     """How a node's limit is shared, and how long and how many requests wait. Tuples are by priority."""
 
     shares: tuple[float, float, float] = (1.0, 0.7, 0.6)  # 0.7: 30 % are for critical alone; all over a half
-    wait_seconds: tuple[float, float, float] = (1.0, 0.02, 0.005)
+    wait_seconds: tuple[float, float, float] = (5.0, 0.1, 0.005)
     waiting_max: int = 1024  # of all priorities together
     stall_seconds: float = 0.005  # a node stalls that has answered nothing for this, and four round trips
 

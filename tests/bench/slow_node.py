@@ -33,7 +33,7 @@ SCRIPT = b"local n = 0 for i = 1, tonumber(ARGV[1]) do n = n + i % 7 end return 
 SHARE = 0.5  # of a core
 BURST_SECONDS = 0.0005
 LOOK_SECONDS = 0.0002
-SERVICE_MS = {"throttle": 0.6, "sleep": 0.8, "busy": 1.0}  # of CPU, for each request
+SERVICE_MS = {"throttle": 2.4, "sleep": 0.8, "busy": 1.0}  # of CPU, for each request
 STALL_SECONDS, STALL_EVERY_SECONDS = 0.05, 1.0
 CALIBRATION_CALLS, CALIBRATION_LOOPS = 100, 20_000
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -22,10 +22,12 @@ from routing.priority import Priority, parse_priority
 CRITICAL, NORMAL, BACKGROUND = Priority
 FAR = 1e9
 
+WAITS = (1.0, 0.02, 0.005)  # seconds, by priority
+
 
 def filled(permits: int, **rules: object) -> Admission[str]:
     """With all permits given to critical requests."""
-    admission: Admission[str] = Admission(AdmissionRules(**rules), permits)  # type: ignore[arg-type]
+    admission: Admission[str] = Admission(AdmissionRules(**{"wait_seconds": WAITS, **rules}), permits)  # type: ignore[arg-type]
     while admission.admits(CRITICAL):
         pass
     return admission
@@ -36,7 +38,7 @@ def names(waiters: list[Waiter[str]]) -> list[str]:
 
 
 def test_each_priority_stops_at_its_share_and_critical_finds_the_rest() -> None:
-    admission: Admission[str] = Admission(AdmissionRules(), 10)
+    admission: Admission[str] = Admission(AdmissionRules(wait_seconds=WAITS), 10)
     given = [
         sum(admission.admits(priority) for _ in range(20)) for priority in (BACKGROUND, NORMAL, CRITICAL)
     ]
@@ -45,7 +47,7 @@ def test_each_priority_stops_at_its_share_and_critical_finds_the_rest() -> None:
 
 @pytest.mark.parametrize("priority", Priority)
 def test_even_the_smallest_limit_lets_one_request_of_any_priority_through(priority: Priority) -> None:
-    admission: Admission[str] = Admission(AdmissionRules(), 1)
+    admission: Admission[str] = Admission(AdmissionRules(wait_seconds=WAITS), 1)
     assert admission.admits(priority)
     assert not any(map(admission.admits, Priority))
 
@@ -205,7 +207,7 @@ def test_in_a_full_queue_the_newest_of_the_least_important_makes_room() -> None:
 
 
 def test_a_tightened_limit_is_tightened_twice_for_background() -> None:
-    admission: Admission[str] = Admission(AdmissionRules(), 20)
+    admission: Admission[str] = Admission(AdmissionRules(wait_seconds=WAITS), 20)
     admission.limit(10, 0.5)
     assert admission.ceilings == [10, 7, 3]
 
@@ -222,7 +224,7 @@ def test_who_leaves_is_not_served() -> None:
     assert admission.waiting == 0
 
 
-RULES = AdmissionRules(waiting_max=6)
+RULES = AdmissionRules(wait_seconds=WAITS, waiting_max=6)
 SHORT = 1e-9  # of seconds, for what floating point rounds
 
 
