@@ -1,6 +1,6 @@
 """A node under a step of load, 1x, 4x, 1x of its capacity, through a real proxy, with and without the limiter.
 
-    python -m tests.bench.overload [--engine E] [--slow throttle|sleep|busy] [--seconds-per-phase 8]
+    python -m tests.bench.overload [--engine E] [--slow throttle|sleep|busy] [--seconds-per-phase 12]
                                    [--repeat N] [--with | --without] [--reshard] [--plot FILE.png] [--json FILE]
 
 Three primaries, one of them slowed (tests/bench/slow_node.py). Its capacity is measured first, at the node itself, with
@@ -585,7 +585,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--engine", default="redis-7.0", help="redis-6.2 ... valkey-9.1, or a server program")
     made.add_argument("--slow", choices=slow_node.KINDS, default="throttle")
     made.add_argument("--service-ms", type=float, default=0.0, help="of CPU, for each request")
-    made.add_argument("--seconds-per-phase", type=positive, default=8)
+    made.add_argument("--seconds-per-phase", type=positive, default=12)
     made.add_argument(
         "--repeat", type=positive, default=1, help="runs of each kind; their medians are judged"
     )
