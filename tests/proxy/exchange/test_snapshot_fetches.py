@@ -75,6 +75,24 @@ async def read_once(keys: Keys, client: Client, *names: bytes) -> None:
     keys.asked.clear()
 
 
+def served(world: World, keys: Keys) -> bytes:
+    """A key of the first node that is "v" as of a snapshot, which serves."""
+    key = keys_of(world, 0)[0]
+    keys.values[key] = b"v"
+    serve(world, ID)
+    return key
+
+
+async def asking(world: World, keys: Keys, count: int) -> tuple[bytes, list[Client]]:
+    """Such a key, which was read once, and so many clients that ask for it now."""
+    key = served(world, keys)
+    clients = [reader_of(world) for _ in range(count)]
+    await read_once(keys, clients[0], key)
+    for client in clients:
+        client.send(command("GET", key))
+    return key, clients
+
+
 def gets_of(keys: Keys, key: bytes) -> int:
     return sum(words[0] in (b"GET", b"MGET") and key in words for words in keys.asked)
 
@@ -110,9 +128,7 @@ async def test_what_memcached_has_is_answered_without_a_node_and_kept_here(
 async def test_what_memcached_lacks_is_read_at_the_node_and_kept_in_both(
     world: World, keys: Keys, memcached: FakeMemcached, is_alone: bool
 ) -> None:
-    key = keys_of(world, 0)[0]
-    keys.values[key] = b"v"
-    serve(world, ID)
+    key = served(world, keys)
     if is_alone:
         alone(world)
     client = reader_of(world)
@@ -219,9 +235,7 @@ async def test_an_answer_that_comes_without_a_lease_is_not_used(
 async def test_while_memcached_is_bypassed_reads_go_to_the_nodes_in_the_same_step(
     world: World, keys: Keys, memcached: FakeMemcached
 ) -> None:
-    key = keys_of(world, 0)[0]
-    keys.values[key] = b"v"
-    serve(world, ID)
+    key = served(world, keys)
     client = reader_of(world)
     await read_once(keys, client, key)
     memcached.is_bypassed = True
@@ -275,9 +289,7 @@ async def test_reads_of_a_key_wait_for_the_fetch_that_is_under_way(
     world: World, keys: Keys, with_memcached: bool
 ) -> None:
     memcached = FakeMemcached(world) if with_memcached else None
-    key = keys_of(world, 0)[0]
-    keys.values[key] = b"v"
-    serve(world, ID)
+    key = served(world, keys)
     clients = [reader_of(world) for _ in range(5)]
     await read_once(keys, clients[0], key)
     for client in clients[:3]:
@@ -296,13 +308,7 @@ async def test_reads_of_a_key_wait_for_the_fetch_that_is_under_way(
 async def test_another_client_takes_the_fetch_over_when_the_first_has_left(
     world: World, keys: Keys, memcached: FakeMemcached
 ) -> None:
-    key = keys_of(world, 0)[0]
-    keys.values[key] = b"v"
-    serve(world, ID)
-    clients = [reader_of(world) for _ in range(3)]
-    await read_once(keys, clients[0], key)
-    for client in clients:
-        client.send(command("GET", key))
+    key, clients = await asking(world, keys, 3)
     clients[0].connection.close("left")
     memcached.answer()
     clients[1].connection.close("left")  # while its read is at the node
@@ -377,13 +383,7 @@ async def test_who_waits_gets_nothing_whose_time_is_over(
 async def test_when_its_node_is_lost_all_who_wait_read_it_where_it_is_then(
     world: World, keys: Keys, autojump_clock: MockClock
 ) -> None:
-    key = keys_of(world, 0)[0]
-    keys.values[key] = b"v"
-    serve(world, ID)
-    clients = [reader_of(world) for _ in range(3)]
-    await read_once(keys, clients[0], key)
-    for client in clients:
-        client.send(command("GET", key))
+    _, clients = await asking(world, keys, 3)
     world.nodes[0].lose()
     await world.connect()
     for connection in world.upstreams.connections():
@@ -425,13 +425,7 @@ async def test_who_waits_when_it_begins_to_close_is_served(
     world: World, keys: Keys, state: SnapshotState
 ) -> None:
     """What was asked before may be used."""
-    key = keys_of(world, 0)[0]
-    keys.values[key] = b"v"
-    serve(world, ID)
-    clients = [reader_of(world) for _ in range(2)]
-    await read_once(keys, clients[0], key)
-    for client in clients:
-        client.send(command("GET", key))
+    _, clients = await asking(world, keys, 2)
     snapshots = world.exchange.snapshots
     old = snapshots._serving[ID]
     new = snapshots.book.records[ID] = old.moved_to(state)
