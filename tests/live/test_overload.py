@@ -12,6 +12,7 @@ from tests.live.conftest import engine_named
 
 pytestmark = pytest.mark.live
 
+SERVICE_MS = 0.6  # short, so that there are many requests in a short time
 PHASE_SECONDS = 2
 SETTLED_SECONDS = 1.0  # after the step down
 LOAD = 0.5  # of the capacity at 1x, so that nothing need be refused then; twice the capacity at 4x
@@ -19,7 +20,7 @@ LOAD = 0.5  # of the capacity at 1x, so that nothing need be refused then; twice
 
 async def test_a_slow_node_under_load_answers_what_is_important() -> None:
     options = overload.parser().parse_args(
-        ["--with", f"--seconds-per-phase={PHASE_SECONDS}", f"--load={LOAD}"]
+        ["--with", f"--service-ms={SERVICE_MS}", f"--seconds-per-phase={PHASE_SECONDS}", f"--load={LOAD}"]
     )
     facts = await overload.run(engine_named(options.engine), options)
     run = facts["runs"]["with"]

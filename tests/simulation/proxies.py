@@ -42,8 +42,11 @@ from tests.simulation.world import Pipe, SimDialer, SimHub, World
 
 CONNECT_TIMEOUT_SECONDS = 0.3
 CACHE_BYTES = 1 << 20
-# In some seeds few requests go to a node at once, so that many wait for a permit and some are shed.
-TIGHT = OverloadRules(LimitRules(floor=1, ceiling=3, first=2), AdmissionRules(waiting_max=3))
+# In some seeds few requests go to a node at once, so that many wait for a permit and some are shed. They wait for short
+# times, as histories are short.
+TIGHT = OverloadRules(
+    LimitRules(floor=1, ceiling=3, first=2), AdmissionRules(wait_seconds=(1.0, 0.02, 0.005), waiting_max=3)
+)
 RECOVER_SECONDS = 0.2
 LOOK_SECONDS = 0.1  # between two looks of the light observer
 FILLERS = 4  # slots of each shard, beside those that are used, in the light observer's view
