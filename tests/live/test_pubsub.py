@@ -427,8 +427,9 @@ async def test_a_killed_node_takes_no_subscription_with_it(
         await cluster.kill(carrier)
 
         async def is_carried() -> bool:
+            """The channel, and the pattern, which is subscribed to a moment later."""
             found = await carriers_of(cluster, "NUMSUB", "news")
-            return len(found) == 1
+            return len(found) == 1 and await cluster.call(found[0], "PUBSUB", "NUMPAT") == 1
 
         async def is_shard_carried() -> bool:
             return len(await carriers_of(cluster, "SHARDNUMSUB", shard_channel)) == 1
