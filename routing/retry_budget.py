@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROUNDING = 1e-6  # of a repetition: what floating point may lack of a whole one
+from routing.token_bucket import TokenBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,33 +20,29 @@ class RetryRules:
 
     share: float = 0.2  # of the requests
     reserve_per_second: float = 200.0
-    burst: float = 2000.0  # what one lost connection can cost where nothing was repeated for a while
+    burst: int = 2000  # what one lost connection can cost where nothing was repeated for a while
 
 
 class RetryBudget:
     """Of one proxy. Times are seconds on any clock that does not go back; the bucket is full at first."""
 
-    __slots__ = ("_at", "_rules", "_tokens", "_total", "refused_total", "taken_total")
+    __slots__ = ("_bucket", "_share", "_total", "refused_total", "taken_total")
 
     def __init__(self, rules: RetryRules, now: float) -> None:
-        self._rules = rules
-        self._tokens = rules.burst
-        self._at = now
+        self._share = rules.share
+        self._bucket = TokenBucket(rules.reserve_per_second, rules.burst, now)
         self._total = 0  # requests that were counted
         self.taken_total = 0
         self.refused_total = 0
 
     def take(self, now: float, requests_total: int) -> bool:
         """Whether one may be sent again now. ``requests_total``: all that were made so far."""
-        rules = self._rules
         new = max(0, requests_total - self._total)  # a node that was forgotten takes its count with it
-        elapsed = max(0.0, now - self._at)
-        self._at, self._total = max(self._at, now), requests_total
-        tokens = self._tokens + rules.share * new + rules.reserve_per_second * elapsed
-        self._tokens = min(tokens, rules.burst)
-        if self._tokens < 1 - ROUNDING:
+        self._total = requests_total
+        self._bucket.put(self._share * new)
+        if not self._bucket.available(now):
             self.refused_total += 1
             return False
-        self._tokens -= 1
+        self._bucket.take(1)
         self.taken_total += 1
         return True

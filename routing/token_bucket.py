@@ -15,7 +15,7 @@ class TokenBucket:
     __slots__ = ("_at", "_tokens", "burst", "rate")
 
     def __init__(self, rate: float, burst: int, now: float) -> None:
-        """``rate``: tokens per second, above 0. ``burst``: how many it holds, at least 1."""
+        """``rate``: tokens per second; above 0, if ``next_at`` is asked. ``burst``: how many it holds, at least 1."""
         self.rate = rate
         self.burst = burst
         self._tokens = float(burst)
@@ -32,8 +32,8 @@ class TokenBucket:
         """Take tokens; no more than ``available`` has just said."""
         self._tokens -= count
 
-    def give_back(self, count: int) -> None:
-        """Some that were taken are not needed."""
+    def put(self, count: float) -> None:
+        """Some that were taken are not needed, or some come beside the rate."""
         self._tokens = min(self.burst, self._tokens + count)
 
     def next_at(self) -> float:

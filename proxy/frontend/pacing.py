@@ -129,7 +129,7 @@ class UserLimits:
         """``used`` of those were taken."""
         self._reserved -= number
         if self.bucket is not None:
-            self.bucket.give_back(number - used)
+            self.bucket.put(number - used)
 
     def serve(self, now: float) -> None:
         """Let go on who has waited longest, as long as there is room. Each gets an equal part of it."""

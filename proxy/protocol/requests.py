@@ -28,7 +28,9 @@ PREFIX_BYTES_MAX = 64  # longer than any count, length and command name together
 # Spellings of command prefixes that are remembered: the names are bounded, their case is not.
 PREFIXES_MAX = 8192
 
-SLOT_MASK = SLOT_COUNT - 1  # as in slot_of, which is called for keys with a hash tag only: a call costs time
+SLOT_MASK = (
+    SLOT_COUNT - 1
+)  # as in slot_of, which the scan calls only for keys with a brace: a call costs time
 
 LENGTHS: dict[bytes, int] = {b"%d" % n: n for n in range(4096)}  # canonical digits -> length
 
@@ -61,9 +63,8 @@ def scan_simple(buffer: bytes, at: int, count_max: int, found: list[Simple], val
     find, begins = buffer.find, buffer.startswith
     prefix_of = _prefixes.get
     length_of = LENGTHS.get
-    header = (
-        b""  # of the last frame, up to its key: mostly the next one's as well, and then it means the same
-    )
+    # Of the last frame, up to its key. It is mostly the next one's as well, and then it means the same.
+    header = b""
     while count_max:
         if header and begins(header, at):
             key_start = at + len(header)

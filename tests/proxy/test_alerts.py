@@ -29,9 +29,15 @@ from prometheus_client.parser import text_string_to_metric_families
 import proxy
 from proxy.app import Proxy
 from proxy.metrics import Family, Metrics, MetricType
-from proxy.settings import AdminSettings, ClientSettings, ClusterSettings, ListenerSettings, Settings
-from routing.admission import AdmissionRules
-from routing.limit import LimitRules
+from proxy.settings import (
+    AdminSettings,
+    ClientSettings,
+    ClusterSettings,
+    ListenerSettings,
+    OverloadSettings,
+    Settings,
+)
+from proxy.upstream.load import rules_of
 from routing.priority import Priority
 from routing.topology import Address
 
@@ -251,8 +257,9 @@ def test_every_pending_metric_is_named_by_a_rule_and_is_still_to_be_declared() -
 def test_thresholds_are_the_limits_of_the_code() -> None:
     """The limit's floor, and the wait after which normal requests are shed."""
     expression_of = {rule["alert"]: rule["expr"] for rule in rules()}
-    floor, normal_wait = LimitRules().floor, AdmissionRules().wait_seconds[Priority.NORMAL]
-    assert f"steadyread_node_limit_requests <= {floor} " in expression_of["SteadyreadLimitAtFloor"]
+    code = rules_of(OverloadSettings())
+    normal_wait = code.admission.wait_seconds[Priority.NORMAL]
+    assert f"steadyread_node_limit_requests <= {code.limit.floor} " in expression_of["SteadyreadLimitAtFloor"]
     assert expression_of["SteadyreadQueueWaitLong"].endswith(f" > {normal_wait}")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from routing.retry_budget import RetryBudget, RetryRules
 
-RULES = RetryRules(share=0.2, reserve_per_second=1.0, burst=10.0)
+RULES = RetryRules(share=0.2, reserve_per_second=1.0, burst=10)
 steps = st.lists(
     st.tuples(st.floats(0, 12), st.integers(0, 200), st.integers(0, 60)), min_size=1, max_size=40
 )

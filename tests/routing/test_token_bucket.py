@@ -24,7 +24,7 @@ def test_no_window_sees_more_than_the_burst_and_its_rate(
         count = min(wanted, bucket.available(now))
         bucket.take(count)
         unused = count * given_back // 100
-        bucket.give_back(unused)
+        bucket.put(unused)
         taken.append((now, count - unused))
     for first, (since, _) in enumerate(taken):
         total = 0

@@ -15,7 +15,7 @@ LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
 
 def limit(world: World, repetitions: int) -> RetryBudget:
     """So many, and no more."""
-    rules = RetryRules(share=0.0, reserve_per_second=0.0, burst=float(repetitions))
+    rules = RetryRules(share=0.0, reserve_per_second=0.0, burst=repetitions)
     world.exchange.retries = RetryBudget(rules, trio.current_time())
     return world.exchange.retries
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.hub import Hub
+from proxy.hub import TICK_SECONDS, Hub
 from proxy.protocol.encode import frame
 from proxy.upstream.abandoned import Abandoned
 from proxy.upstream.connection import NodeConnection
+from proxy.upstream.load import NodeLoad
 from proxy.upstream.reply_slot import ConnectionLostError, Slot
 from routing.topology import Address
 
@@ -413,3 +414,38 @@ def test_a_pair_that_comes_in_two_pieces_leaves_nothing_behind(first: bytes) -> 
             pair.hub.turn()
         assert [slot.reply for slot in slots] == [first, second, first]
         pair.close()
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_process_that_stood_still_does_not_make_its_node_look_slow(
+    monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    """The reply comes at once and lies there; or it comes late, and is read at once."""
+    found: list[tuple[float, float]] = []  # (round trip, how much of it the process was late)
+
+    def on_round_trip(self: NodeLoad, seconds: float, in_flight: int, now: float, own_seconds: float) -> None:
+        found.append((seconds, own_seconds))
+
+    monkeypatch.setattr(NodeLoad, "on_round_trip", on_round_trip)
+    hub = Hub(time.monotonic)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far = server.accept()[0]
+    near.setblocking(False)
+    connection = NodeConnection(
+        hub, near, ADDRESS, unsent_bytes_max=1 << 20, on_closed=lambda connection, reason: None
+    )
+    hub.now = hub.clock()
+    connection.queue(RecordingSlot(frame([b"GET", b"k"])))
+    if is_stopped:
+        far.sendall(b"+OK\r\n")
+    time.sleep(0.05)
+    if not is_stopped:
+        far.sendall(b"+OK\r\n")
+    assert hub.turn()
+    [(seconds, own_seconds)] = found
+    assert seconds >= 0.05
+    assert own_seconds >= 0.05 - 3 * TICK_SECONDS if is_stopped else own_seconds <= seconds - 0.05
+    connection.close("end of test")
+    far.close()
+    hub.close()
